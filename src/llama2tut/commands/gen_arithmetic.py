@@ -1,0 +1,110 @@
+"""gen-arithmetic: three csv files of disjoint arithmetic expressions, the same bytes for the same request."""
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llama2tut import arithmetic, resources
+from llama2tut.errors import DataError, MachineError, UsageError
+from llama2tut.requests import GenArithmeticRequest, Op
+
+TEMPLATES = "data/prompts/arithmetic_templates.txt"
+
+
+@dataclass(frozen=True)
+class GenArithmeticResult:
+    """What was written.
+
+    Attributes:
+        output_dir: the folder.
+        counts: rows by split: train, validation, test.
+        files: the csv files, in the same order.
+    """
+
+    output_dir: Path
+    counts: Mapping[str, int]
+    files: tuple[Path, ...]
+
+
+def run(request: GenArithmeticRequest) -> GenArithmeticResult:
+    """Write `arithmetic_{train,validation,test}.csv`.
+
+    A split of 0 rows becomes a file with the header alone (`datasets.load_dataset` refuses a split without rows:
+    leave it out there). Test rows are drawn first, then validation, then train: the number of training rows changes
+    neither of the others, and fewer training rows are the first of the more.
+
+    Raises:
+        UsageError: more rows than distinct expressions, no operation, or files that are there without `force`.
+        DataError: templates that cannot be read or used.
+        MachineError: the folder cannot be written to, or the disk is full. No part of a file is left.
+    """
+    ops = tuple(op for op in arithmetic.SIGNS if op in request.ops)
+    counts = {"train": request.train, "validation": request.validation, "test": request.test}
+    files = {split: request.output_dir / f"arithmetic_{split}.csv" for split in counts}
+    faults = _faults(request, ops, tuple(files.values()))
+    try:
+        templates = _read_templates(request.templates or resources.shipped(TEMPLATES), ops)
+    except DataError as error:
+        if not faults:
+            raise
+        faults += error.faults
+    if faults:
+        raise UsageError(*faults)
+
+    rows = arithmetic.generate(ops, request.max_number, templates, seed=request.seed)
+    try:
+        request.output_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=request.output_dir, prefix=".arithmetic-") as beside:
+            for split in ("test", "validation", "train"):
+                with open(Path(beside, split), "w", encoding="utf-8", newline="") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    writer.writerow(arithmetic.ArithmeticRow._fields)
+                    writer.writerows(islice(rows, counts[split]))
+            # Old files go first: ended in between, old and new splits, which share expressions, never stand together.
+            for path in files.values():
+                path.unlink(missing_ok=True)
+            for split, path in files.items():
+                os.replace(Path(beside, split), path)
+    except OSError as error:
+        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise MachineError(
+            f"--output-dir {request.output_dir}: could not write there ({reason}): free some space, "
+            "or give a folder that you may write to"
+        ) from error
+    return GenArithmeticResult(request.output_dir, counts, tuple(files.values()))
+
+
+def _faults(request: GenArithmeticRequest, ops: tuple[Op, ...], files: tuple[Path, ...]) -> list[str]:
+    """Why the request cannot be met, found before anything is computed."""
+    faults = []
+    possible = arithmetic.count(ops, request.max_number)
+    if not ops:
+        faults.append("--ops is empty: name at least one of add, sub, mul, div")
+    elif (wanted := request.train + request.validation + request.test) > possible:
+        faults.append(
+            f"--train {request.train}, --validation {request.validation} and --test {request.test} make {wanted} rows, "
+            f"but --ops {','.join(ops)} with --max-number {request.max_number} has {possible} distinct expressions: "
+            f"ask for at most {possible} rows in all, or raise --max-number"
+        )
+    if there := [str(path) for path in files if os.path.lexists(path)]:
+        if folders := [name for name in there if os.path.isdir(name)]:
+            faults.append(f"{', '.join(folders)}: a folder stands where a file goes: give another --output-dir")
+        elif not request.force:
+            faults.append(f"already there: {', '.join(there)}: give --force to replace, or another --output-dir")
+    return faults
+
+
+def _read_templates(path: Path, ops: tuple[Op, ...]) -> arithmetic.Templates:
+    """The file's templates for each of `ops`."""
+    try:
+        data = path.read_bytes()
+        return arithmetic.templates_from_text(data.decode("utf-8"), ops, str(path))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text: save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"--templates {path}: could not be read ({error.strerror}): give a text file") from error
