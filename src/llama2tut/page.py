@@ -1,0 +1,188 @@
+"""A comparison as one html file to pass around: it asks nothing of any network, and nothing in a row can run."""
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import groupby, pairwise, takewhile
+from math import isfinite
+from typing import Any
+
+from llama2tut import __version__
+from llama2tut.comparison import ComparedRow, Comparison
+from llama2tut.render import LABELS, facts, grade, interval, json, number, select, verdicts, visible
+from llama2tut.resources import shipped
+
+_TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
+_WORD = re.compile(r"-?\d|\w")
+_POINTS = 400  # on the loss curve: more than a screen tells apart
+
+
+def page(comparison: Comparison) -> str:
+    """The whole file. It reads without JavaScript, which only filters, searches and saves."""
+    template = shipped("page.html").read_text("utf-8")
+    style, script = (base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+                     for inside in re.findall(r"<(?:style|script)>(.*?)</", template, re.DOTALL))
+    kinds = ("all", "wrong", "right", "changed") if comparison.headline else ("all", "changed")
+    heading = f"{comparison.task or 'prompts'}: base against finetuned"
+    names = [*facts(comparison)[1:-1], ("rows", f"{len(comparison.rows)}")]
+    labels = {kind: f"{kind} <small>{len(select(comparison, kind))}</small>" for kind in kinds}
+    hint = "Marked words differ from the reference."
+    if comparison.headline == "rougeL":
+        hint += " Right is an answer whose ROUGE-L is not below the base model's."
+    fills = {
+        "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
+                  "base-uri 'none'; form-action 'none'",
+        "title": _escape(f"{heading} · {comparison.model}"),
+        "heading": _escape(heading),
+        "names": "".join(f"<dt>{name}</dt><dd>{_escape(text)}</dd>" for name, text in names),
+        "verdicts": "".join(f'<p class="verdict">{text}.</p>' for text in verdicts(comparison)),
+        "scores": "".join(_panels(comparison)),
+        "hint": '<p class="hint">' + hint + "</p>" if comparison.headline else "",
+        "filters": "".join(f'<a href="#{kind}">{label}</a>' for kind, label in labels.items()),
+        "rows": "\n".join(_rows(comparison)),
+        "run": _run(comparison),
+        "version": __version__,
+        # `<` is the only way out of a script element, and JSON has another spelling for it.
+        "data": json(comparison).replace("<", "\\u003c"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fills[match[1]], template)
+
+
+def _escape(text: str) -> str:
+    return html.escape(visible(text))
+
+
+def _panels(comparison: Comparison) -> Iterator[str]:
+    """One panel a score, with a bar a column and its 95 % interval on it; lengths and speeds have no better side."""
+    columns = list(zip(comparison.columns, comparison.scores, strict=False))
+    for key in columns[0][1].intervals if columns else ():
+        ends = [scores.intervals[key] for _, scores in columns]
+        scale = 1.0 if key == "exact_match" else max(10.0, -(-max(high for _, high in ends) // 10) * 10)
+        yield f'<div class="panel"><h3>{LABELS[key]}</h3>' + "".join(
+            _bar(name, number(key, scores.means[key]), interval(key, scores.intervals[key]),
+                 [100 * value / scale for value in (scores.means[key], *scores.intervals[key])])
+            for name, scores in columns) + "</div>"
+    words = {name: f"{scores.means['words']:.1f} words, " for name, scores in columns if "words" in scores.means}
+    yield f'<div class="panel"><h3>{"length and " if words else ""}speed of answers</h3>' + "".join(
+        f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed:,.1f} tokens/s</small></div>'
+        for name, speed in zip(comparison.columns, comparison.tokens_per_second, strict=True)) + "</div>"
+
+
+def _bar(name: str, mean: str, bounds: str, ends: Sequence[float]) -> str:
+    at, low, high = ends
+    reach = "".join(f'<line class="reach" x1="{x1:.2f}%" x2="{x2:.2f}%" y1="{8 - half}" y2="{8 + half}"/>'
+                    for x1, x2, half in ((low, high, 0), (low, low, 4), (high, high, 4)))
+    return (f'<div class="score {name}"><span>{name}</span><span><b>{mean}</b> <small>({bounds})</small></span>'
+            '<svg class="bar" width="100%" height="16" aria-hidden="true">'
+            '<rect class="track" y="5" width="100%" height="6" rx="3"/>'
+            f'<rect class="fill" y="5" width="{at:.2f}%" height="6" rx="3"/>{reach}</svg></div>')
+
+
+def _rows(comparison: Comparison) -> Iterator[str]:
+    """One article a row. Lines that all prompts begin and end with are the task's frame and recede."""
+    prompts = {row.prompt for row in comparison.rows}
+    head = _shared(prompts).rpartition("\n")[0]
+    tail = _shared({text[len(head):][::-1] for text in prompts})[::-1].partition("\n")[2]
+    for n, row in enumerate(comparison.rows, 1):
+        kinds = ["all", *filter(None, [comparison.outcome(row), "changed" if row.changed else None])]
+        middle = row.prompt[len(head):len(row.prompt) - len(tail)]
+        prompt = "".join(f'<span class="frame">{_escape(part)}</span>' if at != 1 else _escape(part)
+                         for at, part in enumerate((head, middle, tail.rstrip())) if part)
+        cells = [_cell("prompt", "", prompt, row.prompt, n)]
+        if row.reference is not None:
+            cells.append(_cell("reference", "", _escape(row.reference), row.reference, n))
+        for at, name in enumerate(comparison.columns):
+            did, kind = grade(comparison, row, at)
+            badge = f'<span class="{kind}">{did}</span>' if did else ""
+            cells.append(_cell(name, badge, _marked(comparison, row, at), row.answers[at], n))
+        yield (f'<article class="row" id="row-{n}" data-is="{" ".join(kinds)}">'
+               f'<h3><a href="#row-{n}" aria-label="row {n}">{n}</a></h3>{"".join(cells)}</article>')
+
+
+def _shared(texts: set[str]) -> str:
+    """What several texts begin with; nothing for a single one."""
+    pairs = zip(min(texts), max(texts), strict=False) if len(texts) > 1 else ()
+    return "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _cell(name: str, badge: str, body: str, text: str, n: int) -> str:
+    long = ' long" tabindex="0" role="group" aria-label="' + f"{name} of row {n}" if (
+        len(text) > 700 or text.count("\n") > 13) else ""
+    return (f'<section><h4>{name}{badge}</h4><div class="text{long}" dir="auto">'
+            f'{body if text.strip() else "<span class=empty>(empty)</span>"}</div></section>')
+
+
+def _marked(comparison: Comparison, row: ComparedRow, at: int) -> str:
+    """An answer with the words marked that its reference does not have in that place.
+
+    A wrong exact match is marked in its first line only, and there no more words than the reference has: the working
+    before an answer is no mistake. A right one is not marked.
+    """
+    answer, exact = row.answers[at].strip(), comparison.headline == "exact_match"
+    if comparison.headline is None or row.reference is None or (exact and row.values[at] == 1):
+        return _escape(answer)
+    tokens = _TOKEN.findall(answer.partition("\n")[0] if exact else answer)
+    places = [i for i, token in enumerate(tokens) if _WORD.match(token)]
+    wanted = [token.lower() for token in _TOKEN.findall(row.reference) if _WORD.match(token)]
+    differ: set[int] = set()
+    matcher = SequenceMatcher(None, wanted, [tokens[i].lower() for i in places], autojunk=False)
+    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
+        if kind in ("insert", "replace"):
+            differ.update(places[max(j1, j2 - (i2 - i1)) if exact else j1:j2])
+    for first, second in pairwise(places):
+        if first in differ and second in differ:
+            differ.update(range(first, second))
+    tokens.append(answer[sum(map(len, tokens)):])
+    return "".join("<mark>" * marked + _escape("".join(tokens[i] for i in run)) + "</mark>" * marked
+                   for marked, run in groupby(range(len(tokens)), differ.__contains__))
+
+
+def _run(comparison: Comparison) -> str:
+    """The loss curve, the recipe, and how the answers were made."""
+    panels = [_curve(comparison.metrics)]
+    for title, values in (("Recipe", comparison.recipe), ("Answers", comparison.settings)):
+        pairs = "".join(f"<div><dt>{_escape(key)}</dt><dd>{_escape(text)}</dd></div>" for key, text in _flat(values))
+        panels.append(f'<div class="panel"><h3>{title}</h3><dl class="facts">{pairs}</dl></div>' if pairs else "")
+    return f'<h2 id="run">How it was made</h2><div class="run">{"".join(panels)}</div>' if any(panels) else ""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            yield f"{prefix}{key}", ", ".join(map(str, items))
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Training and validation loss over optimizer steps, as a picture that stretches with the page."""
+    train, valid = (
+        [(float(entry["step"]), float(entry[key])) for entry in metrics
+         if isinstance(entry.get(key), (int, float)) and isfinite(entry[key]) and "step" in entry]
+        for key in ("loss", "eval_loss"))
+    if len(train) + len(valid) < 2:
+        return ""
+    size = -(-len(train) // _POINTS) or 1
+    train = [(train[min(i + size, len(train)) - 1][0], sum(y for _, y in train[i:i + size]) / len(train[i:i + size]))
+             for i in range(0, len(train), size)]
+    steps, losses = zip(*train, *valid, strict=True)
+    left, right, top = min(steps), max(steps), max(losses)
+
+    def path(points: list[tuple[float, float]], join: str) -> str:
+        return "".join(f"{join if i else 'M'}{100 * (x - left) / (right - left or 1):.2f} {100 - 100 * y / top:.2f}"
+                       + ("h0" if join == "M" else "") for i, (x, y) in enumerate(points))
+
+    told = "; ".join(f"{name} loss from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+                     for name, points in (("training", train), ("validation", valid)) if points)
+    x_axis, y_axis = ("".join(f"<span>{text}</span>" for text in texts) for texts in (
+        (f"step {left:.0f}", f"{(left + right) / 2:.0f}", f"{right:.0f}"), (f"{top:.3g}", f"{top / 2:.3g}", "0")))
+    return (f'<figure class="panel"><figcaption>Loss<span>training</span><span class="valid">validation</span>'
+            f'</figcaption><div class="plot"><div class="axis y">{y_axis}</div>'
+            f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{told}">'
+            f'<path class="grid" d="M0 0H100M0 50H100M0 100H100"/><path class="train" d="{path(train, "L")}"/>'
+            f'<path class="eval" d="{path(valid, "L")}"/><path class="dots" d="{path(valid, "M")}"/></svg>'
+            f'<div class="axis x">{x_axis}</div></div></figure>')

@@ -1,0 +1,119 @@
+"""Comparisons as values and as json, and the small comparisons that the tests of its forms share."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from llama2tut.comparison import ComparedRow, Comparison
+from llama2tut.scoring import paired_difference, score
+from llama2tut.tasks import ARITHMETIC, SAMSUM
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "docs/comparison.schema.json").read_text("utf-8"))
+EXPRESSIONS = [
+    ("What is 19-59?", "-40", "19 - 59 = 40", "19 - 59 = -40"),
+    ("3 + 4 = ?", "7", "3 + 4 = 7", "3 + 4 = 7"),
+    ("Compute 8-9.", "-1", "The answer is 1.\n\nExplanation: subtract.", "8 - 9 = 1"),
+]
+DIALOGUES = [
+    ("Ana: Lunch? 🍜\nBen: 老地方，七点见 👨\u200d👩\u200d👧",
+     "Ana and Ben meet for lunch.", "Ana: Lunch?", "Ana and Ben have lunch."),
+    ("Cai: The train is late\nDee: Again!", "Cai's train is late.", "Cai's train is late.", "Dee is late again."),
+]
+
+
+def compared(task, examples, tuned=1):
+    """A comparison over `(cell, reference, base, tuned)` examples, scored as compare scores."""
+    column = task.prompt_columns[0]
+    references = [reference for _, reference, *_ in examples]
+    answers = [[example[2] for example in examples], *[[example[3] for example in examples]] * tuned]
+    scores = tuple(score(task, column_of_answers, references, seed=42) for column_of_answers in answers)
+    values = [each.per_row[each.headline] for each in scores]
+    return Comparison(
+        task=task.name,
+        model="smollm2-135m",
+        adapters=("outputs/a", "outputs/b", "outputs/c")[:tuned],
+        rows=tuple(ComparedRow(task.render({column: cell}), reference, texts, row_values)
+                   for (cell, reference, *_), texts, row_values
+                   in zip(examples, zip(*answers, strict=True), zip(*values, strict=True), strict=True)),
+        scores=scores,
+        differences=tuple(paired_difference(values[0], each, seed=42) for each in values[1:]),
+        tokens_per_second=(1234.5, 99.0, 98.0, 97.0)[:tuned + 1],
+        settings={"split": "test", "max_new_tokens": 24, "path": Path("data"), "versions": {"torch": "2.13.0"}},
+        recipe={"lr": 2e-3, "lora_targets": ("all-linear",), "set": {"gradient_clipping": True}, "data": None},
+        metrics=({"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}, {"step": 2, "eval_loss": 1.5}),
+    )
+
+
+def arithmetic(tuned=1):
+    return compared(ARITHMETIC, EXPRESSIONS, tuned)
+
+
+def dialogues(tuned=1):
+    return compared(SAMSUM, DIALOGUES, tuned)
+
+
+def prompts():
+    """Prompts from a file: no references, no scores."""
+    rows = tuple(ComparedRow(text, None, answers, (None, None))
+                 for text, answers in (("Say hi", ("Hi!", "Hi!\n")), ("2+2", ("", "4"))))
+    return replace(arithmetic(), task=None, rows=rows, scores=(), differences=(), recipe={}, metrics=())
+
+
+def test_columns_are_named_in_the_order_of_the_adapters():
+    assert arithmetic().columns == ("base", "finetuned")
+    assert arithmetic(3).columns == ("base", "finetuned", "finetuned_2", "finetuned_3")
+
+
+def test_an_exact_match_is_right_by_itself():
+    comparison = arithmetic()
+    assert [comparison.outcome(row) for row in comparison.rows] == ["right", "right", "wrong"]
+    assert [comparison.outcome(row, 0) for row in comparison.rows] == ["wrong", "right", "wrong"]
+
+
+def test_a_summary_is_right_where_it_is_not_below_the_base():
+    comparison = dialogues()
+    assert [comparison.outcome(row) for row in comparison.rows] == ["right", "wrong"]
+
+
+def test_prompts_without_references_are_neither_right_nor_wrong():
+    comparison = prompts()
+    assert comparison.headline is None
+    assert [comparison.outcome(row) for row in comparison.rows] == [None, None]
+
+
+def test_white_space_around_an_answer_changes_nothing():
+    assert [row.changed for row in prompts().rows] == [False, True]
+
+
+def test_the_json_form_of_an_arithmetic_comparison():
+    value = arithmetic().to_dict()
+    assert value["rows"][0] == {
+        "prompt": "Calculate the following expression:\nWhat is 19-59?\n---\nAnswer:\n", "reference": "-40",
+        "base": "19 - 59 = 40", "finetuned": "19 - 59 = -40", "base_exact_match": 0.0, "finetuned_exact_match": 1.0}
+    assert value["scores"]["finetuned"]["exact_match"] == pytest.approx(2 / 3)
+    assert value["scores"]["base"]["intervals"] == {"exact_match": [0.0, 1.0]}
+    assert value["differences"]["finetuned"]["mean"] == pytest.approx(1 / 3)
+    assert value["tokens_per_s"] == {"base": 1234.5, "finetuned": 99.0}
+    assert value["settings"] == {"split": "test", "max_new_tokens": 24, "path": "data", "versions": {"torch": "2.13.0"}}
+
+
+@pytest.mark.parametrize("comparison", [arithmetic(), arithmetic(3), dialogues(), dialogues(2), prompts()])
+def test_the_json_form_follows_the_schema(comparison):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.Draft202012Validator(SCHEMA).validate(comparison.to_dict())
+
+
+def test_the_schema_refuses_what_would_surprise_a_script():
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    value = arithmetic().to_dict()
+    del value["scores"]["base"]["exact_match"]
+    assert not validator.is_valid(value)
+    assert not validator.is_valid(arithmetic().to_dict() | {"rows": [{"prompt": "", "reference": "", "base": ""}]})
+
+
+def test_numbers_that_json_lacks_become_null():
+    comparison = replace(arithmetic(), tokens_per_second=(float("inf"), float("nan")))
+    assert comparison.to_dict()["tokens_per_s"] == {"base": None, "finetuned": None}

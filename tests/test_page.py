@@ -1,0 +1,171 @@
+"""The comparison as an html page, as text and in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llama2tut import render
+from llama2tut.page import page
+from test_comparison import arithmetic, dialogues, prompts
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+HOSTILE = ["<script>document.title = 'owned'</script>", "</script><script>document.title = 'owned'</script>",
+           "<img src=http://tracker.invalid/a.png onerror=\"document.title = 'owned'\">", "]]> --> <!--",
+           "{{data}} {{rows}}", "<style>@import url(http://tracker.invalid/b.css)</style>",
+           "' onmouseover=alert(1) \" autofocus onfocus=alert(1)",
+           "\u202egnp.exe \u2066\x1b[31mred\x1b[0m\x07\x00", "&lt;b&gt;", "<svg><a xlink:href=javascript:alert(1)>x"]
+
+
+class Outline(HTMLParser):
+    """What a page holds once parsed: its tags, their attributes, and the text of each article."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.articles = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "article":
+            self.articles.append("")
+
+    def handle_data(self, data):
+        if self.articles:
+            self.articles[-1] += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def hostile():
+    comparison = dialogues(2)
+    rows = tuple(replace(comparison.rows[0], prompt=text, reference=f"the {text}", answers=(text, text[::-1], text))
+                 for text in HOSTILE)
+    return replace(comparison, model=HOSTILE[0], adapters=tuple(HOSTILE[1:3]), task=HOSTILE[1], rows=rows,
+                   settings={HOSTILE[1]: HOSTILE[2]}, recipe={"set": {HOSTILE[0]: [HOSTILE[1]]}})
+
+
+def test_scores_and_verdict_stand_at_the_top():
+    text = page(arithmetic())
+    assert "<b>66.7 %</b> <small>(0.0 to 100.0)</small>" in text
+    assert "finetuned against base: exact match +33.3 points (+0.0 to +100.0), no difference beyond chance." in text
+    assert "1,234.5 tokens/s" in text
+    assert '<rect class="fill" y="5" width="66.67%"' in text
+
+
+def test_every_row_reads_without_javascript():
+    outline = Outline(page(arithmetic()))
+    kinds = [attrs["data-is"] for attrs in outline.all("article")]
+    assert kinds == ["all right changed", "all right", "all wrong changed"]
+    for row, shown in zip(arithmetic().rows, outline.articles, strict=True):
+        for text in (row.prompt.strip(), row.reference, *row.answers):
+            assert text in shown
+    assert "✗ wrong" in outline.articles[0]
+    assert all("hidden" not in attrs for attrs in outline.all("article"))
+
+
+def test_words_that_differ_from_the_reference_are_marked():
+    marks = re.findall("<mark>(.*?)</mark>", page(dialogues()))
+    assert marks == ["have", "Dee", "again"]
+
+
+def test_a_wrong_number_is_marked_and_its_working_is_not():
+    assert re.findall("<mark>(.*?)</mark>", page(arithmetic())) == ["40", "1", "1"]
+
+
+def test_the_frame_that_all_prompts_share_recedes():
+    text = page(arithmetic())
+    assert text.count('<span class="frame">Calculate the following expression:</span>\nWhat is 19-59?') == 1
+    assert text.count('\n<span class="frame">---\nAnswer:</span>') == 3
+
+
+def test_the_curve_and_the_recipe():
+    text = page(arithmetic())
+    assert 'aria-label="training loss from 2.5 to 1.25; validation loss from 1.5 to 1.5"' in text
+    assert '<path class="train" d="M0.00 0.00L100.00 50.00"/>' in text
+    assert "<div><dt>set.gradient_clipping</dt><dd>True</dd></div>" in text
+    assert "<dt>data</dt>" not in text
+    assert "<figure" not in page(prompts())
+    assert "Recipe" not in page(prompts())
+
+
+def test_a_curve_of_many_steps_stays_small_and_skips_what_is_no_number():
+    metrics = tuple({"step": n, "loss": float("nan") if n == 7 else 1.0} for n in range(1, 5001))
+    text = page(replace(arithmetic(), metrics=metrics))
+    path = re.search('class="train" d="(.*?)"', text)[1]
+    assert 300 < path.count("L") < 400
+    assert "nan" not in path
+
+
+def test_prompts_from_a_file_have_no_right_and_wrong():
+    outline = Outline(page(prompts()))
+    assert [attrs["href"] for attrs in outline.all("a")[:2]] == ["#all", "#changed"]
+    assert "reference" not in outline.articles[0]
+
+
+def test_the_page_carries_the_json_form():
+    comparison = hostile()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page(comparison), re.DOTALL)[1]
+    assert json.loads(data) == json.loads(render.json(comparison))
+
+
+def test_hostile_text_adds_no_element_and_no_attribute():
+    tame, wild = Outline(page(dialogues(2))), Outline(page(hostile()))
+    assert {name for name, _ in wild.tags} <= {name for name, _ in tame.tags} | {"mark"}
+    assert len(wild.all("script")) == 2
+    assert not any(name.startswith("on") or name in ("src", "style", "autofocus")
+                   for _, attrs in wild.tags for name in attrs)
+    assert all(attrs["href"].startswith("#") for attrs in wild.all("a"))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", page(hostile()).partition('id="data"')[0])
+
+
+def test_nothing_is_loaded_and_nothing_else_may_run():
+    policy = next(attrs["content"] for attrs in Outline(page(hostile())).all("meta") if "http-equiv" in attrs)
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+
+
+def browse(path: Path, anchor: str, *flags: str) -> tuple[str, str, str]:
+    """The page as Chromium ends up with it, what it logged, and its log of the network."""
+    network = path.with_suffix(".netlog")
+    run = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={path.with_suffix('.profile')}", "--host-resolver-rules=MAP * ~NOTFOUND",
+         "--enable-logging=stderr", "--v=0", f"--log-net-log={network}", "--virtual-time-budget=2000", *flags,
+         "--dump-dom", f"{path.as_uri()}{anchor}"],
+        capture_output=True, text=True, timeout=120, check=True)
+    return run.stdout, run.stderr, network.read_text("utf-8")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+def test_a_browser_filters_rows_and_runs_nothing_of_theirs(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page(hostile()), "utf-8")
+    dom, log, network = browse(file, "#changed")
+    assert "<title>owned" not in dom
+    assert 'href="#changed" aria-current="true"' in dom
+    shown = sum(row.changed for row in hostile().rows)
+    assert f"{shown} of {len(HOSTILE)} rows</output>" in dom
+    assert len(re.findall(r"<article [^>]*hidden", dom)) == len(HOSTILE) - shown
+    assert "CONSOLE" not in log
+    assert "tracker.invalid" not in network
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+def test_the_filters_of_a_browser_are_those_of_the_table(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page(arithmetic()), "utf-8")
+    dom, log, _ = browse(file, "#wrong")
+    assert re.findall(r'<article [^>]*id="row-(\d)"[^>]*hidden', dom) == ["1", "2"]
+    assert "1 of 3 rows</output>" in dom
+    assert "CONSOLE" not in log
