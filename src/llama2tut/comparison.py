@@ -80,7 +80,7 @@ class Comparison:
         names, headline = self.columns, self.headline
         rows: list[dict[str, Any]] = []
         for row in self.rows:
-            rows.append({"prompt": row.prompt, "reference": row.reference, **dict(zip(names, row.answers, strict=True))})
+            rows.append({"prompt": row.prompt, "reference": row.reference} | dict(zip(names, row.answers, strict=True)))
             if headline:
                 rows[-1] |= {f"{name}_{headline}": value for name, value in zip(names, row.values, strict=True)}
         return as_json({  # type: ignore[no-any-return]
