@@ -1,0 +1,288 @@
+"""Rows from every kind of source, what is refused or noted with its file and row, and rows held out by seed."""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import py7zr
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from llama2tut.errors import DataError
+from llama2tut.sources import Rows, describe, load_rows
+from llama2tut.tasks import ARITHMETIC, SAMSUM
+
+COUNTS = {"train": 8, "validation": 2, "test": 3}
+
+
+def dialogues(split: str, count: int | None = None) -> list[dict[str, str]]:
+    return [{"id": f"{split}-{n}", "dialogue": f"Ann: {split} {n} 😀\r\nBo: ok, \"bye\"", "summary": f"{n}, {split}"}
+            for n in range(count or COUNTS[split])]
+
+
+ALL = {split: dialogues(split) for split in COUNTS}
+
+
+def csv_text(rows: list[dict]) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    """`rows` in the format that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        path.write_bytes(csv_text(rows).encode("utf-8-sig"))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
+    return path
+
+
+def write_all(folder: Path, *names: str) -> Path:
+    for split, name in zip(COUNTS, names, strict=True):
+        write(folder / name, ALL[split])
+    return folder
+
+
+def columns(answers: list[object]) -> list[dict]:
+    return [{"instruction": f"What is {n}?", "output": f"= {answer}", "answer": answer}
+            for n, answer in enumerate(answers)]
+
+
+def load(data, task=SAMSUM, **settings) -> Rows:
+    return load_rows(task, str(data), seed=settings.pop("seed", 42), **settings)
+
+
+def refused(data, task=SAMSUM, **settings) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        load(data, task, **settings)
+    return list(caught.value.faults)
+
+
+def splits_of(rows: Rows) -> dict[str, list[dict[str, str]]]:
+    return {"train": rows.train, "validation": rows.validation, "test": rows.test}
+
+
+@pytest.mark.parametrize("names", [
+    ("samsum_train.csv", "samsum_val.csv", "samsum_test.csv"),
+    ("train.json", "val.json", "test.json"),
+    ("my-train.jsonl", "my-dev.jsonl", "my-test.jsonl"),
+    ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet", "test-00000-of-00001-0a2b.parquet"),
+    ("data/Train.csv", "data/Validation.json", "data/TEST.parquet"),
+])
+def test_a_folder_of_files(tmp_path, names):
+    rows = load(write_all(tmp_path, *names))
+    assert splits_of(rows) == ALL
+    assert rows.notes == ()
+    assert rows.digests == {f"{tmp_path}/{name}": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+                            for name in names}
+
+
+def test_the_source_and_the_counts_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_all(tmp_path / "data" / "mine", "a_train.csv", "a_val.csv", "a_test.csv")
+    rows = load("data/mine/")
+    assert describe(rows) == "data: folder data/mine (3 csv files): 8 train / 2 validation / 3 test rows"
+    assert describe(replace(rows, train=rows.train * 1000, test=[])) == (
+        "data: folder data/mine (3 csv files): 8,000 train / 2 validation rows")
+
+
+def test_other_columns_and_files_are_left(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    write(tmp_path / "test.csv", [{"n": 1, **row, "extra": ""} for row in ALL["test"]])
+    (tmp_path / "README.md").write_text("train")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert splits_of(load(tmp_path)) == ALL
+
+
+def test_shards_are_read_in_order_and_must_be_complete(tmp_path):
+    many = dialogues("train", 24)
+    for n in range(12):
+        write(tmp_path / f"train-{n}.jsonl", many[2 * n:2 * n + 2])
+    everything = load(tmp_path)
+    held = everything.validation + everything.test
+    assert everything.train == [row for row in many if row not in held]
+    for n in range(2):
+        write(tmp_path / f"test-{n:05}-of-00003-{n}a.parquet", dialogues("test")[n:n + 1])
+    assert refused(tmp_path) == [f"folder {tmp_path}: 2 of 3 test files are there; download the rest"]
+    write(tmp_path / "test-00002-of-00003-ff.parquet", dialogues("test")[2:])
+    assert load(tmp_path).test == ALL["test"]
+
+
+def test_two_files_for_one_split_are_not_guessed_between(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    write(tmp_path / "dev.csv", ALL["validation"])
+    assert refused(tmp_path) == [
+        f"folder {tmp_path}: several validation files ({tmp_path}/dev.csv, {tmp_path}/val.csv); keep one, or name it "
+        "with --data"]
+
+
+@pytest.mark.parametrize("where", ["corpus.7z", "data/corpus.7z"])
+def test_the_corpus_archive_alone_or_in_a_folder(tmp_path, where):
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    with py7zr.SevenZipFile(path, "w") as archive:
+        for split, member in zip(COUNTS, ("train.json", "val.json", "test.json"), strict=True):
+            archive.writestr(json.dumps(ALL[split]), member)
+        archive.writestr("terms", "licence.txt")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    for data in (path, tmp_path):
+        rows = load(data)
+        assert splits_of(rows) == ALL
+        assert list(rows.digests.values()) == [hashlib.sha256(path.read_bytes()).hexdigest()]
+        assert rows.source.endswith("(3 json files)")
+
+
+def test_a_row_of_an_archive_is_named_with_its_member(tmp_path):
+    with py7zr.SevenZipFile(tmp_path / "corpus.7z", "w") as archive:
+        archive.writestr(json.dumps([{**ALL["train"][0], "summary": None}]), "train.json")
+    assert refused(tmp_path / "corpus.7z") == [
+        f"{tmp_path}/corpus.7z/train.json: column 'summary': empty in row 1; mend or delete them"]
+
+
+def test_numbers_in_cells_count_as_their_text(tmp_path):
+    for name in ("train.csv", "train.json", "train.jsonl", "train.parquet"):
+        path = write(tmp_path / name, columns(list(range(40, 45))))
+        assert {row["answer"] for row in load(path, ARITHMETIC).train} < {"40", "41", "42", "43", "44"}
+
+
+@pytest.mark.parametrize("count", [3, 40, 500, 20_100])
+def test_a_single_file_has_rows_held_out_by_seed(tmp_path, count):
+    path = write(tmp_path / "questions.csv", columns(list(range(count))))
+    rows = load(path, ARITHMETIC)
+    size = {3: 1, 40: 2, 500: 25, 20_100: 1000}[count]
+    assert [len(part) for part in splits_of(rows).values()] == [count - 2 * size, size, size]
+    assert sorted(int(row["answer"]) for part in splits_of(rows).values() for row in part) == list(range(count))
+    assert rows.notes == tuple(f"file {path}: no {split} split; {size:,} train rows are held out for it by seed 42"
+                               for split in ("validation", "test"))
+    only = load(path, ARITHMETIC, splits=("test",))
+    assert (only.train, only.validation, only.test) == ([], [], rows.test)
+    assert splits_of(load(path, ARITHMETIC)) == splits_of(rows)
+    if count > 3:
+        assert load(path, ARITHMETIC, seed=43).validation != rows.validation
+
+
+def test_copies_of_a_row_are_held_out_together(tmp_path):
+    path = write(tmp_path / "t.jsonl", columns(list(range(30))) * 4)
+    rows = load(path, ARITHMETIC)
+    answers = [{row["answer"] for row in part} for part in splits_of(rows).values()]
+    assert [len(part) for part in splits_of(rows).values()] == [112, 4, 4]
+    assert len(set.union(*answers)) == sum(map(len, answers)) == 30
+
+
+def test_only_the_missing_split_is_held_out(tmp_path):
+    write(tmp_path / "train.csv", dialogues("train", 50))
+    write(tmp_path / "test.csv", ALL["test"])
+    rows = load(tmp_path)
+    assert rows.test == ALL["test"]
+    assert [len(part) for part in splits_of(rows).values()] == [48, 2, 3]
+    assert rows.train + rows.validation != dialogues("train", 50)
+    assert load(tmp_path, splits=("test",)).notes == ()
+    (tmp_path / "val.csv").write_text("id,dialogue,summary\n")  # a split without rows is no split
+    assert load(tmp_path).validation == rows.validation
+
+
+def test_a_set_that_is_too_small_to_hold_rows_out(tmp_path):
+    path = write(tmp_path / "t.csv", columns([1, 2]))
+    assert refused(path, ARITHMETIC) == [f"file {path}: 2 distinct rows, too few to hold out validation and test; "
+                                         "add rows"]
+
+
+def test_a_missing_split_is_named(tmp_path):
+    path = write(tmp_path / "my-test.csv", ALL["test"])
+    assert load(path, splits=("test",)).test == ALL["test"]
+    assert refused(path, splits=("train", "validation")) == [
+        f"file {path}: no {split} rows (there: test); add a file with {split!r} in its name"
+        for split in ("train", "validation")]
+
+
+def test_missing_columns_name_the_file_and_both_lists(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    write(tmp_path / "val.csv", [{"id": 1, "text": "a", "summary": "b"}])
+    assert refused(tmp_path) == [
+        f"{tmp_path}/val.csv: no column 'dialogue' (there: 'id', 'text', 'summary'; task samsum needs 'dialogue', "
+        "'summary'); rename them, or describe yours in a TASK.yaml"]
+
+
+def test_bad_cells_of_all_files_are_named_together(tmp_path):
+    write_all(tmp_path, "train.jsonl", "val.jsonl", "test.jsonl")
+    write(tmp_path / "train.jsonl", [*ALL["train"], *({**row, "summary": " "} for row in ALL["train"][:4])])
+    write(tmp_path / "test.jsonl", [{**ALL["test"][0], "dialogue": ["Ann"]}, {"summary": "a"}, *ALL["test"][1:]])
+    assert refused(tmp_path) == [
+        f"{tmp_path}/train.jsonl: column 'summary': empty in 4 rows (9, 10, 11, …); mend or delete them",
+        f"{tmp_path}/test.jsonl: column 'dialogue': not text but list in row 1; mend or delete them",
+        f"{tmp_path}/test.jsonl: column 'dialogue': empty in row 2; mend or delete them"]
+
+
+def test_one_row_in_a_hundred_may_lack_its_dialogue_as_in_the_published_corpus(tmp_path):
+    rows = dialogues("train", 100)
+    rows[6]["dialogue"] = ""
+    path = write(tmp_path / "train.csv", rows)
+    loaded = load(path)
+    assert loaded.notes[0] == f"{path}: column 'dialogue': empty in row 7"
+    assert sum(len(part) for part in splits_of(loaded).values()) == 100
+    rows[7]["dialogue"] = ""
+    write(path, rows)
+    assert refused(path) == [f"{path}: column 'dialogue': empty in 2 rows (7, 8); mend or delete them"]
+
+
+def test_a_prompt_of_several_columns_may_have_empty_ones(tmp_path):
+    task = replace(ARITHMETIC, name="mine", prompt="{instruction}\n{context}\n", target="output", reference="output")
+    rows = [{**row, "context": "" if n % 2 else "c"} for n, row in enumerate(columns(list(range(10))))]
+    path = write(tmp_path / "t.csv", rows)
+    assert load(path, task).notes[0] == f"{path}: column 'context': empty in 5 rows (2, 4, 6, …)"
+    rows[1]["instruction"] = ""
+    write(path, rows)
+    assert refused(path, task) == [
+        f"{path}: column 'instruction' and 'context': empty in row 2; mend or delete them"]
+
+
+def test_rows_of_train_may_not_stand_in_test(tmp_path):
+    write(tmp_path / "train.csv", dialogues("train", 300))
+    write(tmp_path / "val.csv", ALL["validation"])
+    test = dialogues("test", 200)
+    test[4:6] = [{**row, "id": "other"} for row in dialogues("train", 2)]
+    write(tmp_path / "test.csv", test)
+    message = (f"2 of 200 test rows stand in train too ({tmp_path}/test.csv row 5 is {tmp_path}/train.csv row 1; "
+               f"{tmp_path}/test.csv row 6 is {tmp_path}/train.csv row 2)")
+    assert message in load(tmp_path).notes
+    test[0] = dialogues("train", 3)[2]
+    write(tmp_path / "test.csv", test)
+    faults = refused(tmp_path)
+    assert len(faults) == 1
+    assert faults[0].startswith("3 of 200 test rows stand in train too (")
+    assert faults[0].endswith("; delete them from one of the two")
+
+
+def test_validation_that_is_the_test_is_noted(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    write(tmp_path / "val.csv", ALL["test"])
+    assert load(tmp_path).notes[0].startswith("3 of 3 validation rows stand in test too (")
+
+
+def test_repeated_rows_and_ids_are_noted(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    rows = [*ALL["train"], ALL["train"][2], {**ALL["train"][3], "summary": "other"}]
+    write(tmp_path / "train.csv", rows)
+    loaded = load(tmp_path)
+    assert loaded.train == rows
+    assert loaded.notes == (
+        f"train: 1 rows repeat an earlier one ({tmp_path}/train.csv row 9 is {tmp_path}/train.csv row 3)",
+        "train: 1 ids stand for different rows (train-3)")
+
+
+def test_a_folder_without_recognisable_files(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, ALL["test"])
+    assert refused(tmp_path) == [
+        f"folder {tmp_path}: no csv, json, jsonl or parquet file with train, validation (val, dev) or test in its name "
+        f"(there: {tmp_path}/a.csv, {tmp_path}/b.csv); rename them, or name one file with --data"]
