@@ -1,0 +1,160 @@
+"""Scores against values worked out here, apart from the code that is tested."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama2tut.scoring import bootstrap_interval, exact_match, paired_difference, rouge, score
+from llama2tut.tasks import ARITHMETIC, SAMSUM
+
+# Words that Porter's stemmer leaves as they are, so that the definitions below need none.
+WORDS = ["cat", "dog", "sat", "mat", "on", "red", "sun", "map"]
+
+
+def f1(shared, answer_total, reference_total):
+    if not shared:
+        return 0.0
+    precision, recall = shared / answer_total, shared / reference_total
+    return 200 * precision * recall / (precision + recall)
+
+
+def n_gram_f1(answer, reference, n):
+    """ROUGE-n by its definition: n-grams in common, each as often as both have it."""
+    grams = [Counter(zip(*(words[start:] for start in range(n)), strict=False)) for words in (answer, reference)]
+    return f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+
+
+def longest_common(a, b):
+    """Length of the longest common subsequence, by its recursive definition over a table."""
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, left in enumerate(a):
+        for j, right in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if left == right else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=12), st.lists(st.sampled_from(WORDS), min_size=1, max_size=12))
+def test_rouge_is_what_its_definition_gives(answer, reference):
+    found = rouge([" ".join(answer)], [" ".join(reference)])
+    assert found["rouge1"] == pytest.approx((n_gram_f1(answer, reference, 1),))
+    assert found["rouge2"] == pytest.approx((n_gram_f1(answer, reference, 2),))
+    assert found["rougeL"] == pytest.approx((f1(longest_common(answer, reference), len(answer), len(reference)),))
+
+
+def test_rouge_by_hand():
+    # answer: the cat sat on the mat (6 words); reference: the cat on the red mat (6 words)
+    # words in common: the x 2, cat, on, mat = 5; pairs: "the cat", "on the" = 2 of 5; in order: the cat on the mat = 5
+    found = rouge(["The cat sat on the mat."], ["the cat on the red mat"])
+    assert found["rouge1"] == pytest.approx((100 * 5 / 6,))
+    assert found["rouge2"] == pytest.approx((100 * 2 / 5,))
+    assert found["rougeL"] == pytest.approx((100 * 5 / 6,))
+
+
+def test_rouge_stems_and_ignores_case_and_punctuation():
+    found = rouge(["Anna MEETS Ben, walking!"], ["anna meeting ben walks"])
+    assert found["rouge1"] == pytest.approx((100.0,))
+    assert found["rougeL"] == pytest.approx((100.0,))
+
+
+def test_exact_match_reads_answers_as_the_task_does():
+    completions = ["19 - 59 = -40\nand more", "-40", "= 40", "nothing", "1 + 1 = 2 = 3"]
+    assert exact_match(ARITHMETIC, completions, ["-40", "-40", "-40", "-40", "3"]) == (1.0, 1.0, 0.0, 0.0, 1.0)
+
+
+def test_scores_of_arithmetic():
+    scores = score(ARITHMETIC, ["1 + 1 = 2", "1 + 2 = 3", "0", "9"], ["2", "3", "4", "5"], seed=1)
+    assert (scores.metric, scores.rows, scores.headline) == ("exact_match", 4, "exact_match")
+    assert scores.per_row == {"exact_match": (1.0, 1.0, 0.0, 0.0)}
+    assert scores.means == {"exact_match": 0.5}
+    assert scores.intervals == {"exact_match": bootstrap_interval([1, 1, 0, 0], 1)}
+
+
+def test_scores_of_summaries_have_the_answers_length_in_words():
+    scores = score(SAMSUM, ["  cat sat\n", "dog"], ["cat sat", "map"], seed=1)
+    assert (scores.metric, scores.rows, scores.headline) == ("rouge", 2, "rougeL")
+    assert scores.per_row == {"rouge1": (100.0, 0.0), "rouge2": (100.0, 0.0), "rougeL": (100.0, 0.0)}
+    assert scores.means == {"rouge1": 50.0, "rouge2": 50.0, "rougeL": 50.0, "words": 1.5}
+    assert set(scores.intervals) == {"rouge1", "rouge2", "rougeL"}
+
+
+def test_rouge_scores_the_part_that_the_task_extracts():
+    def after_colon(completion, reference):
+        found = re.search(r": (.*)", completion)
+        return found[1] if found else None
+
+    task = replace(SAMSUM, extract=after_colon)
+    scores = score(task, ["Summary: cat sat", "cat sat"], ["cat sat", "cat sat"], seed=1)
+    assert scores.per_row["rougeL"] == (100.0, 0.0)
+    assert scores.means["words"] == 1.0
+
+
+def test_a_task_without_a_metric_has_rows_and_no_scores():
+    scores = score(replace(SAMSUM, metric="none"), ["a", "b"], ["a", "c"], seed=1)
+    assert (scores.rows, scores.headline) == (2, None)
+    assert scores.per_row == scores.means == scores.intervals == {}
+
+
+@pytest.mark.parametrize(("completions", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])
+def test_rows_that_are_missing_are_not_scored(completions, references):
+    with pytest.raises(ValueError, match="cannot be scored"):
+        score(ARITHMETIC, completions, references, seed=1)
+
+
+def test_an_interval_of_a_coin_is_the_binomial_one():
+    # 400 rows, half of them right: the mean's standard error is 0.025, so 95 % lie within 1.96 x 0.025 = 0.049.
+    low, high = bootstrap_interval([0.0, 1.0] * 200, seed=7)
+    assert low == pytest.approx(0.451, abs=0.007)
+    assert high == pytest.approx(0.549, abs=0.007)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.integers(0, 2**32 - 1))
+def test_an_interval_lies_within_the_values_and_repeats(values, seed):
+    low, high = bootstrap_interval(values, seed, resamples=50)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert bootstrap_interval(values, seed, resamples=50) == (low, high)
+
+
+def test_many_rows_are_resampled_in_parts():
+    low, high = bootstrap_interval([0.0, 1.0] * 5000, seed=7)  # 1,000 resamples of 10,000 rows: five parts
+    assert low == pytest.approx(0.5 - 1.96 * 0.005, abs=0.0015)
+    assert high == pytest.approx(0.5 + 1.96 * 0.005, abs=0.0015)
+    low, high = bootstrap_interval([0.0, 1.0] * 5000, seed=7, resamples=1)
+    assert low == high
+
+
+def test_another_seed_gives_another_interval():
+    values = [float(value) for value in range(50)]
+    assert bootstrap_interval(values, 1) != bootstrap_interval(values, 2)
+
+
+def test_no_values_have_no_interval():
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_interval([], 1)
+
+
+def test_a_difference_resamples_the_same_rows_of_both():
+    base, tuned = [10.0, 20.0, 60.0, 90.0], [15.0, 25.0, 65.0, 95.0]
+    difference = paired_difference(base, tuned, seed=3)
+    assert difference.mean == 5.0
+    assert difference.interval == (5.0, 5.0)  # every row gains 5, so every resample does; unpaired, it would be wide
+
+
+def test_a_difference_has_a_sign_and_an_interval_of_its_own():
+    base, tuned = [1.0, 1.0, 0.0, 1.0] * 25, [0.0, 1.0, 0.0, 1.0] * 25
+    difference = paired_difference(base, tuned, seed=3)
+    assert difference.mean == -0.25
+    assert difference.interval == bootstrap_interval([-1.0, 0.0, 0.0, 0.0] * 25, 3)
+    assert difference.interval[1] < 0
+
+
+def test_a_difference_needs_the_same_rows():
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        paired_difference([1.0], [1.0, 2.0], seed=1)
+    with pytest.raises(ValueError, match="no values"):
+        paired_difference([], [], seed=1)
