@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.commands.gen_arithmetic import run
+from llama2tut.commands import gen_arithmetic
+from llama2tut.commands.gen_arithmetic import GenArithmeticResult
+from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.requests import GenArithmeticRequest
+
+
+def run(request: GenArithmeticRequest) -> GenArithmeticResult:
+    return gen_arithmetic.run(request, Console())
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["arithmetic_train.csv", "arithmetic_validation.csv", "arithmetic_test.csv"]

@@ -9,8 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama2tut import arithmetic, resources
+from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.requests import GenArithmeticRequest, Op
+from llama2tut.tasks import ARITHMETIC
 
 TEMPLATES = "data/prompts/arithmetic_templates.txt"
 
@@ -28,9 +30,17 @@ class GenArithmeticResult:
     output_dir: Path
     counts: Mapping[str, int]
     files: tuple[Path, ...]
+    exit_code: int = 0
+
+    @property
+    def text(self) -> str:
+        """The files with their rows, and what to type next."""
+        lines = [f"{path}  {count:,} rows" for path, count in zip(self.files, self.counts.values(), strict=True)]
+        data = "" if str(self.output_dir) == ARITHMETIC.default_data else f" --data {self.output_dir}"
+        return "\n".join([*lines, f"next: llama2tut finetune --task arithmetic{data}"]) + "\n"
 
 
-def run(request: GenArithmeticRequest) -> GenArithmeticResult:
+def run(request: GenArithmeticRequest, console: Console) -> GenArithmeticResult:
     """Write `arithmetic_{train,validation,test}.csv`.
 
     A split of 0 rows becomes a file with the header alone (`datasets.load_dataset` refuses a split without rows:

@@ -1,0 +1,157 @@
+"""Flags over a recipe over the defaults -> one request, with every fault of all of them said together."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from llama2tut.coercion import coerce, did_you_mean
+from llama2tut.errors import UsageError, UserError
+from llama2tut.models import gpu_present
+from llama2tut.requests import COMMANDS, FinetuneRequest, Request
+from llama2tut.resources import shipped
+from llama2tut.task_files import load_task
+from llama2tut.upstream import setting_faults
+from llama2tut.yaml_files import YamlFile, read_yaml
+
+SAVED = "llama2tut.yaml"
+
+
+def build_request(command: str, flags: Mapping[str, str]) -> Request:
+    """The request that a command line means.
+
+    Args:
+        command: a key of `requests.COMMANDS`.
+        flags: field name -> the string that was typed; several values of a repeatable flag are joined by NUL.
+
+    Raises:
+        UsageError: all faults of the flags and of the recipe together.
+    """
+    cls = COMMANDS[command]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    faults: list[str] = []
+    given: dict[str, Any] = {}
+    for name, text in flags.items():
+        try:
+            given[name] = _coerce_all(text, hints[name], fields[name].metadata)
+        except ValueError as error:
+            faults.append(f"--{_kebab(name)} {error}, not '{text}'; see llama2tut {command} --help")
+    faults += [f"--{_kebab(name)} is missing; give it, as llama2tut {command} --help shows" for name, field in
+               fields.items() if name not in flags and field.default is field.default_factory is dataclasses.MISSING]
+    layer: dict[str, Any] = {}
+    if cls is FinetuneRequest:
+        try:
+            layer = _recipe_layer(given, given.get("task"))
+        except UserError as error:
+            faults += error.faults
+        settings = {**layer.get("set", {}), **given.get("set", {})}
+        faults += [f"--set: {fault}" for fault in setting_faults(settings)]
+        if settings:
+            given["set"] = settings
+    if faults:
+        raise UsageError(*faults)
+    request = cls(**(layer | given))
+    if faults := _cross_faults(request):
+        raise UsageError(*faults)
+    return request
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _coerce_all(text: str, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    parts = text.split("\0")
+    if not metadata.get("repeat"):
+        return coerce(text, hint, metadata)
+    values = [coerce(part, hint, metadata) for part in parts]
+    if not isinstance(values[0], Mapping):
+        return tuple(item for value in values for item in value)
+    merged = {key: item for value in values for key, item in value.items()}
+    if len(merged) < sum(len(value) for value in values):
+        raise ValueError("names one key twice")
+    return merged
+
+
+def _recipe_layer(given: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """What stands below the flags: the saved run for `--resume`, `--config`, or the recipe for task and hardware."""
+    if given.get("resume"):
+        folder = given.get("output_dir") or (default_output_dir(task) if task else Path("outputs"))
+        if (folder / SAVED).exists():
+            saved = read_yaml(folder / SAVED).values.get("request")
+            if not isinstance(saved, dict):
+                raise UsageError(f"{folder / SAVED} is no saved run; start anew with --force instead of --resume")
+            return _layer(YamlFile(folder / SAVED, saved, dict.fromkeys(map(str, saved), 1)), saved=True)
+    if config := given.get("config"):
+        return _layer(read_yaml(recipe_path(config)))
+    if task is None:
+        return {}
+    device = "24gb" if gpu_present() and given.get("gpus") != 0 else "cpu"
+    recipe = load_task(task).recipe if not is_python(task) else "arithmetic"
+    return _layer(read_yaml(recipe_path(f"{recipe}-{device}")))
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe that ships with llama2tut by its name, or a YAML file by its path.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    own = shipped("configs")
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    known = sorted(file.stem for file in own.glob("*.yaml"))
+    if name not in known:
+        raise UsageError(f"--config {name}: no recipe has this name{did_you_mean(name, known)}; "
+                         f"give a FILE.yaml or one of {', '.join(known)}")
+    return own / f"{name}.yaml"
+
+
+def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
+    """A recipe's keys as field values. A saved run holds every key, also those that a recipe may not set."""
+    hints = get_type_hints(FinetuneRequest)
+    by_key = {field.metadata.get("yaml", field.name): field for field in dataclasses.fields(FinetuneRequest)}
+    not_kept = {"resume", "force", "dry_run", "config"} | (set() if saved else {"output_dir"})
+    values: dict[str, Any] = {}
+    faults = []
+    for key, value in file.values.items():
+        field = by_key.get(key)
+        if field is None or (field.name in not_kept and not saved):
+            faults.append(f"{file.at(key)}: {key} is no key of a recipe{did_you_mean(key, by_key.keys() - not_kept)}; "
+                          "docs/configuration.md lists them")
+            continue
+        if field.name in not_kept:
+            continue
+        try:
+            values[field.name] = coerce(value, hints[field.name], field.metadata)
+        except ValueError as error:
+            faults.append(f"{file.at(key)}: {key} {error}, not {value!r}; mend the value there")
+    faults += [f"{file.at('llama_recipes')}: {fault}" for fault in setting_faults(values.get("set", {}))]
+    if faults:
+        raise UsageError(*faults)
+    return values
+
+
+def is_python(task: str) -> bool:
+    """Whether a task is a Python file with a function that llama-recipes loads by path."""
+    return task.partition(":")[0].endswith(".py")
+
+
+def default_output_dir(task: str) -> Path:
+    """`outputs/TASK`; for a file, its name without the ending."""
+    return Path("outputs") / Path(task.partition(":")[0]).name.removesuffix(".py").removesuffix(".yaml").removesuffix(".yml")
+
+
+def _cross_faults(request: Request) -> list[str]:
+    """Flags that are each fine and cannot be meant together."""
+    faults = []
+    if isinstance(request, FinetuneRequest):
+        if request.early_stopping_patience and request.keep == "last":
+            faults.append("--early-stopping-patience with --keep last would publish a worse adapter; "
+                          "leave one of them out")
+        if "all-linear" in request.lora_targets and len(request.lora_targets) > 1:
+            faults.append("--lora-targets all-linear already names every layer; leave the others out")
+        if request.resume and request.force:
+            faults.append("--resume and --force exclude each other; --force starts anew, --resume goes on")
+    return faults

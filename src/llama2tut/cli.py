@@ -1,0 +1,118 @@
+"""argv -> request -> command -> printed result and exit code: the only catcher, printer and exiter.
+
+Exit codes: 0 done, 1 a defect in the program, 2 bad usage, input, data, model or environment, 3 a gate was not met,
+130 Ctrl-C, 143 SIGTERM.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from llama2tut import __version__
+from llama2tut.arguments import split_argv
+from llama2tut.building import build_request
+from llama2tut.console import Console, visible
+from llama2tut.errors import Interrupted, UsageError, UserError
+from llama2tut.help import command_help, general_help
+from llama2tut.requests import COMMANDS, Request
+
+
+class Result(Protocol):
+    """What a command returns: `text` for stdout and the exit code."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def exit_code(self) -> int: ...
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; nothing escapes from here, whatever happens.
+
+    Returns:
+        The exit code.
+    """
+    console = Console()
+    try:
+        words = [word for word in argv if word in ("--help", "-h")]
+        if words or not argv:
+            command = next((word for word in argv if word in COMMANDS), None)
+            console.write((command_help(command) if command else general_help()) + "\n")
+            return 0
+        if argv[0] == "--version":
+            console.write(f"llama2tut {__version__}\n")
+            return 0
+        request = parse(argv)
+        # Libraries print where they like; only results may reach stdout.
+        with contextlib.redirect_stdout(console.err):
+            result = run(request, console)
+        console.write(result.text)
+        return result.exit_code
+    except UserError as error:
+        for fault in error.faults:
+            console.note(f"llama2tut: error: {' '.join(fault.split())}")
+        return 2
+    except Interrupted as stop:
+        console.note(f"llama2tut: {stop}")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        console.note("llama2tut: interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout (`| head`) has seen enough. Python would complain once more when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        console.note(visible(traceback.format_exc()) + "llama2tut: this is a defect in llama2tut; please report it "
+                     "with the lines above")
+        return 1
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """The request that a command line means; Fire binds the flags, and nothing is run.
+
+    Raises:
+        UsageError: whatever is wrong with the line.
+    """
+    import fire
+
+    command, flags = split_argv(argv)
+    builders = {name: _builder(name) for name in COMMANDS}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            request = fire.Fire(builders, command=[command, *flags], name="llama2tut", serialize=lambda _: None)
+    except fire.core.FireExit:
+        raise UsageError(f"{said.getvalue().strip()}; see llama2tut {command} --help") from None
+    if not isinstance(request, COMMANDS[command]):
+        raise UsageError(f"{' '.join(argv)} names no command in full; see llama2tut {command} --help")
+    return request
+
+
+def _builder(command: str) -> Callable[..., Request]:
+    """A function with the request's fields for keywords, which Fire calls with the strings that were typed."""
+    from fire.decorators import SetParseFn
+
+    def build(**flags: str) -> Request:
+        return build_request(command, {name: text for name, text in flags.items() if text is not None})
+
+    names = inspect.signature(COMMANDS[command]).parameters
+    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names])
+    # Fire's own reading of values would turn 1e3, a,b, abc#def and None into something else before we see them.
+    return SetParseFn(str)(build)  # type: ignore[no-any-return]
+
+
+def run(request: Request, console: Console) -> Result:
+    """Run a request with the module that is called after its command."""
+    command = next(name for name, cls in COMMANDS.items() if isinstance(request, cls))
+    module: Any = importlib.import_module(f"llama2tut.commands.{command.replace('-', '_')}")
+    result: Result = module.run(request, console)
+    return result

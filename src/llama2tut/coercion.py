@@ -1,0 +1,122 @@
+"""Strings of the command line and scalars of YAML -> the types that a request's fields are annotated with."""
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """` (did you mean X?)` for the nearest of the known words, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
+    """One value in the type of its field.
+
+    Args:
+        value: a string from the command line, or what YAML made of it.
+        annotation: the field's type.
+        limits: the field's metadata: `least`, `most`, `above`.
+
+    Raises:
+        ValueError: the value does not fit; the message says what is wanted, as in "wants a whole number".
+    """
+    if get_origin(annotation) in (Union, types.UnionType):
+        if value is None:
+            return None
+        annotation = next(arm for arm in get_args(annotation) if arm is not type(None))
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return _choice(value, get_args(annotation))
+    if origin is tuple:
+        return _items(value, get_args(annotation)[0])
+    if origin is Mapping:
+        return _mapping(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("wants a value")
+    if annotation is bool:
+        return _boolean(value)
+    if annotation in (int, float):
+        return _number(value, annotation, limits)
+    if not isinstance(value, str | Path):
+        raise ValueError("wants text")
+    if "\0" in str(value):
+        raise ValueError("must not hold a NUL byte")
+    return annotation(value)
+
+
+def _boolean(value: Any) -> bool:
+    word = str(value).lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError("wants true or false")
+    return word in _TRUE
+
+
+def _number(value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
+    text = str(value).strip()
+    if isinstance(value, bool) or (kind is int and not re.fullmatch(r"[+-]?[0-9]{1,18}", text)):
+        raise ValueError("wants a whole number" if kind is int else "wants a number")
+    try:
+        number: int | float = kind(text)
+    except ValueError:
+        raise ValueError("wants a number") from None
+    least, most, above = limits.get("least"), limits.get("most"), limits.get("above")
+    if not math.isfinite(number):
+        raise ValueError("wants a finite number")
+    if least is not None and number < least:
+        raise ValueError(f"must be at least {least}")
+    if above is not None and number <= above:
+        raise ValueError(f"must be above {above}")
+    if most is not None and number > most:
+        raise ValueError(f"must be at most {most}")
+    return number
+
+
+def _choice(value: Any, choices: tuple[str, ...]) -> str:
+    # YAML 1.1 reads a bare on, off and no as booleans; the words are meant.
+    word = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    if word not in choices:
+        raise ValueError(f"wants one of {', '.join(choices)}{did_you_mean(word, choices)}")
+    return word
+
+
+def _items(value: Any, kind: Any) -> tuple[Any, ...]:
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts or any(part in ("", None) for part in parts):
+        raise ValueError("wants words separated by commas")
+    items = tuple(coerce(part, kind, {}) for part in parts)
+    if len(set(items)) < len(items):
+        raise ValueError("names one thing twice")
+    return items
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """`a=1,b.c=[x,y]` or a YAML mapping -> {"a": 1, "b.c": ["x", "y"]}; nested sections become dotted names."""
+    if isinstance(value, Mapping):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= {f"{key}.{k}": v for k, v in item.items()} if isinstance(item, Mapping) else {str(key): item}
+        return flat
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("wants key=value")
+    pairs: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", value):  # a comma inside [...] separates list items, not pairs
+        key, equals, text = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"wants key=value, found '{part}'")
+        if key.strip() in pairs:
+            raise ValueError(f"names {key.strip()} twice")
+        try:
+            pairs[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"cannot read the value of {key.strip()}: '{text}'") from None
+    return pairs

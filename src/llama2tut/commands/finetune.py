@@ -1,0 +1,156 @@
+"""`llama2tut finetune`: everything that can be refused is refused, then one run of the engine, then what people read."""
+
+import contextlib
+import dataclasses
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama2tut.building import default_output_dir, is_python
+from llama2tut.saving import newest_checkpoint, refuse_changed, writing
+from llama2tut.console import Console
+from llama2tut.errors import MachineError, UsageError, UserError
+from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve
+from llama2tut.requests import FinetuneRequest
+from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, package_versions
+from llama2tut.sources import Rows, load_rows
+from llama2tut.task_files import load_task
+from llama2tut.tasks import Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A finished run, or what a dry run found."""
+
+    text: str
+    exit_code: int = 0
+
+
+def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
+    """Fine-tune, or with --dry-run show what would be done.
+
+    Raises:
+        UserError: all that is wrong with folder, data and model together, before anything heavy is loaded.
+    """
+    faults: list[str] = []
+
+    def attempt(work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except UserError as error:
+            faults.extend(error.faults)
+            return None
+
+    task = None if is_python(request.task) else load_task(request.task)
+    on_gpu = gpu_present() and request.gpus != 0
+    if request.gpus and not gpu_present():
+        faults.append("--gpus 1: this machine shows no NVIDIA GPU; leave the flag out to train on the CPU")
+    model = request.model or (DEFAULT_GPU if on_gpu else DEFAULT_CPU)
+    request = dataclasses.replace(request, model=model, output_dir=request.output_dir or default_output_dir(request.task),
+                                  data=request.data or (task.default_data if task else None))
+    if task and not request.data:
+        faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
+    if request.precision == "fp16" and not on_gpu:
+        faults.append("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    finished = attempt(lambda: _refuse_folder(request)) if not request.dry_run else None
+    rows = attempt(lambda: load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))) if task \
+        and request.data else None
+    checkpoint = attempt(lambda: resolve(model))
+    if faults:
+        raise UsageError(*faults)
+    assert checkpoint is not None
+    if finished:
+        return FinetuneResult(_next_steps(request))
+    if not on_gpu and model == DEFAULT_CPU:
+        console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
+    for note in rows.notes if rows else ():
+        console.warn(note)
+    from llama2tut.planning import dry_run, resolve_run
+
+    config = resolve_run(request, checkpoint, rows, console)
+    if request.dry_run:
+        return FinetuneResult(dry_run(config, checkpoint, task, rows))
+    return _train(config, checkpoint, task, rows, console)
+
+
+def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None,
+           console: Console) -> FinetuneResult:
+    from llama2tut.engine import train
+    from llama2tut.kernels import prepare
+    from llama2tut.report import write_report
+
+    with _locked(config.output_dir):
+        resume_from = None
+        if config.request.resume:
+            resume_from = newest_checkpoint(config.output_dir)
+            if resume_from is None:
+                console.note(f"{config.output_dir} has no checkpoint yet: starting at the beginning")
+            else:
+                refuse_changed(config)
+        if resume_from is None:
+            _clear(config.output_dir)
+        with writing(config.output_dir):
+            config.write()
+        run = train(config, console, resume_from, lambda model: prepare(model, config))
+        write_report(config, run, console)
+    return FinetuneResult(_next_steps(config.request))
+
+
+def _next_steps(request: FinetuneRequest) -> str:
+    folder = str(request.output_dir)
+    return f"{folder}\nnext: llama2tut compare --adapter {folder}\n"
+
+
+def _refuse_folder(request: FinetuneRequest) -> bool:
+    """Whether the run in the output folder is finished and --resume has nothing left to do.
+
+    Raises:
+        UsageError: the folder holds a run that would be lost.
+    """
+    folder = request.output_dir
+    assert folder is not None
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output-dir {folder} is a file; give a folder")
+    finished = (folder / SUMMARY_NAME).exists()
+    if request.force or (request.resume and not finished):
+        return False
+    if request.resume:
+        return True
+    if finished:
+        raise UsageError(f"--output-dir {folder} holds a finished run; give another folder, or --force to replace it")
+    if newest_checkpoint(folder):
+        raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with --force")
+    return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, and only that."""
+    with writing(folder):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png",
+                     "README.md", "upstream.log"):
+            (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Any]:
+    """Hold the output folder for this process; the lock dies with it.
+
+    Raises:
+        MachineError: another run holds it, or it cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MachineError(f"--output-dir {folder} is in use by another run; wait for it, or give another "
+                               "folder") from None
+        yield lock

@@ -1,0 +1,195 @@
+"""What is broken in llama-recipes 0.0.5.post2 (llama-cookbook 0.0.5.post1), mended for the length of one call.
+
+Each mend is a context manager named after its fault, says where the fault is and when the mend can go, and puts back
+what it replaced. To delete one: take it out of `mended`, and its two tests out of tests/test_compat.py.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama2tut.errors import MachineError
+
+_PIN = "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1"
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What a caller hangs into the mends.
+
+    Attributes:
+        dtype: torch dtype of the base weights.
+        attention: transformers' name of the attention implementation.
+        device: `cuda` or `cpu`.
+        on_model: gets the model once PEFT has wrapped it, before the optimizer is made.
+        batches: (examples, context length) -> the finished batches of training or validation, with a length.
+        evaluate: (model, loader) -> validation loss, the mean over all trained tokens.
+    """
+
+    dtype: Any
+    attention: str
+    device: str
+    on_model: Callable[[Any], None]
+    batches: Callable[[Any, int], Sequence[Any]]
+    evaluate: Callable[[Any, Any], float]
+
+
+@contextlib.contextmanager
+def mended(doors: Doors) -> Iterator[None]:
+    """All six mends. `llama_recipes.finetuning.main` is to be imported and called inside."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(accelerate_is_ccl_available())
+        stack.enter_context(llama_from_pretrained(doors.dtype, doors.attention, doors.device))
+        stack.enter_context(get_peft_model(doors.on_model))
+        stack.enter_context(quiet_memory_trace())
+        stack.enter_context(device_aware_evaluation(doors.evaluate))
+        stack.enter_context(batch_sequence(doors.batches))
+        yield
+
+
+@contextlib.contextmanager
+def accelerate_is_ccl_available() -> Iterator[None]:
+    """`llama_cookbook/utils/train_utils.py` imports a name that accelerate 1.11 and later do not have.
+
+    The name decides about Intel's CCL only, and False is what it said on every other machine.
+    Remove when: `import llama_recipes.finetuning` works without it.
+    """
+    import accelerate.utils
+
+    missing = not hasattr(accelerate.utils, "is_ccl_available")
+    if missing:
+        accelerate.utils.is_ccl_available = lambda: False
+    try:
+        yield
+    finally:
+        if missing:
+            del accelerate.utils.is_ccl_available
+
+
+@contextlib.contextmanager
+def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[None]:
+    """`llama_cookbook/finetuning.py` loads with `use_cache=None`, which transformers 5 refuses.
+
+    False is also needed for another reason: transformers keeps packed examples apart only when there is neither a
+    cache nor an attention mask. `device_map="auto"` would move layers to the CPU where a GPU is nearly full.
+    Remove when: upstream passes a boolean, a dtype and an attention implementation, and no "auto".
+    """
+    from transformers import LlamaForCausalLM
+
+    class Loader(LlamaForCausalLM):  # type: ignore[misc]
+        """Stands in for the class where upstream looks it up; only its constructor from files is ever used."""
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("torch_dtype", None)
+            kwargs |= {"use_cache": False, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+            if kwargs.get("quantization_config") or device == "cuda":
+                kwargs["device_map"] = {"": 0 if device == "cuda" else "cpu"}
+            return LlamaForCausalLM.from_pretrained(*args, **kwargs)
+
+    with _replaced("llama_cookbook.finetuning", "LlamaForCausalLM", Loader):
+        yield
+
+
+@contextlib.contextmanager
+def get_peft_model(on_model: Callable[[Any], None]) -> Iterator[None]:
+    """`llama_cookbook/finetuning.py` offers no door between wrapping the model and making the optimizer.
+
+    Gradient checkpointing, autocast and resumed weights have to go in there; upstream has them for FSDP only
+    (llama-cookbook's `prepare_model_for_kbit_training` is never called).
+    Remove when: upstream takes a callback, or a model that is already loaded.
+    """
+    import peft
+
+    def wrap(model: Any, config: Any) -> Any:
+        wrapped = peft.get_peft_model(model, config)
+        on_model(wrapped)
+        return wrapped
+
+    with _replaced("llama_cookbook.finetuning", "get_peft_model", wrap):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_memory_trace() -> Iterator[None]:
+    """`llama_cookbook/utils/memory_utils.py` polls the memory without a pause and fights training for the GIL.
+
+    Measured: training took 3.6 to 4.3 times as long on two CPU cores, 1.2 times on an H100 with sixteen.
+    Remove when: `MemoryTrace.peak_monitor_func` sleeps, or is gone.
+    """
+
+    def once(self: Any) -> None:
+        self.cpu_peak = self.cpu_mem_used()
+
+    with _replaced("llama_cookbook.utils.memory_utils:MemoryTrace", "peak_monitor_func", once):
+        yield
+
+
+@contextlib.contextmanager
+def device_aware_evaluation(evaluate: Callable[[Any, Any], float]) -> Iterator[None]:
+    """`evaluation` in `llama_cookbook/utils/train_utils.py` sends every batch to `cuda:0`, also where there is none.
+
+    It also decodes each answer into a list that nobody reads, and takes the mean over batches instead of tokens.
+    Remove when: it uses the model's device and weighs by tokens.
+    """
+    import torch
+
+    def evaluation(model: Any, config: Any, loader: Any, rank: Any, tokenizer: Any, wandb_run: Any) -> Any:
+        loss = torch.tensor(evaluate(model, loader))
+        if wandb_run:
+            wandb_run.log({"eval/loss": loss, "eval/perplexity": torch.exp(loss)}, commit=False)
+        return torch.exp(loss), loss, [], []
+
+    with _replaced("llama_cookbook.utils.train_utils", "evaluation", evaluation):
+        yield
+
+
+@contextlib.contextmanager
+def batch_sequence(batches: Callable[[Any, int], Sequence[Any]]) -> Iterator[None]:
+    """`ConcatDataset` in `llama_cookbook/data/concatenator.py` drops the tail and mixes examples.
+
+    Small sets come to nothing, examples attend to each other across their borders, and nothing is shuffled on one
+    device. Upstream's loop cannot express resuming, an early end or a short last batch either; a sequence of finished
+    batches can.
+    Remove when: upstream packs with positions that restart, keeps the tail, and can start at a given batch.
+    """
+    from torch.utils.data import IterableDataset
+
+    class FinishedBatches(IterableDataset):  # type: ignore[type-arg]
+        """Each item is one finished batch; upstream's loader takes them one at a time."""
+
+        def __init__(self, dataset: Any, chunk_size: int) -> None:
+            self.batches = batches(dataset, chunk_size)
+
+        def __len__(self) -> int:
+            return len(self.batches)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.batches)
+
+    with _replaced("llama_cookbook.finetuning", "ConcatDataset", FinishedBatches):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: str, name: str, value: Any) -> Iterator[None]:
+    """Put `value` in the place of `owner.name` and put the old one back.
+
+    Raises:
+        MachineError: upstream is missing or has moved the name; a mend in a wrong place must not pass silently.
+    """
+    module, _, cls = owner.partition(":")
+    try:
+        target: Any = importlib.import_module(module)
+        target = getattr(target, cls) if cls else target
+        old = getattr(target, name)
+    except (ImportError, AttributeError) as error:
+        raise MachineError(f"llama-recipes is not the release that llama2tut mends ({owner}.{name}: {error}); "
+                           f"run: {_PIN}") from error
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        setattr(target, name, old)

@@ -1,0 +1,70 @@
+"""The two streams of a command: results to stdout, everything said along the way to stderr."""
+
+import sys
+import time
+from typing import TextIO
+
+
+class Console:
+    """Where commands speak. They get one and never print.
+
+    Args:
+        out: results; defaults to stdout as it is now.
+        err: notes and progress; defaults to stderr as it is now.
+    """
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
+        self.live = self.err.isatty()
+        self._line_is_open = False
+        self._last_progress = 0.0
+
+    def write(self, text: str) -> None:
+        """Results, as they are."""
+        self.out.write(text)
+        self.out.flush()
+
+    def note(self, text: str) -> None:
+        """One line about what is going on."""
+        self._close_line()
+        self._say(f"{visible(text)}\n")
+
+    def warn(self, text: str) -> None:
+        """One line about what may be wrong, though the run goes on."""
+        self.note(f"llama2tut: warning: {text}")
+
+    def progress(self, text: str, *, last: bool = False) -> None:
+        """A line that replaces itself on a terminal; elsewhere a plain line about every ten seconds.
+
+        Args:
+            last: the work is done: say it whatever the time, and keep the line.
+        """
+        now = time.monotonic()
+        if not last and now - self._last_progress < (0.1 if self.live else 10):
+            return
+        self._last_progress = now
+        if not self.live:
+            self._say(f"{text}\n")
+            return
+        self._say(f"\r\x1b[K{text}" + ("\n" if last else ""))
+        self._line_is_open = not last
+
+    def _close_line(self) -> None:
+        if self._line_is_open:
+            self._say("\n")
+            self._line_is_open = False
+
+    def _say(self, text: str) -> None:
+        # A closed or full stderr must not end a training run.
+        try:
+            self.err.write(text)
+            self.err.flush()
+        except (OSError, ValueError):
+            return
+
+
+def visible(text: str) -> str:
+    """Control characters spelled out (`\\x1b`), so that no text can steer a terminal; tab and newline stay."""
+    return "".join(char if char in "\t\n" or char.isprintable() else char.encode("unicode_escape").decode()
+                   for char in text)

@@ -1,0 +1,104 @@
+"""The functions that llama-recipes loads from this file by path, afresh at every call.
+
+Upstream executes the file as a module of its own name, outside any package: absolute imports and functions only.
+Two ways lead here. llama2tut itself passes the stored run as `custom_dataset.data_path`. The tutorial's own form names
+a function of this file and leaves `data_path` empty or at a data folder:
+
+    --dataset custom_dataset --custom_dataset.file src/llama2tut/datasets.py:get_preprocessed_samsum
+"""
+
+import random
+from pathlib import Path
+
+from llama2tut.building import is_python
+from llama2tut.errors import DataError
+from llama2tut.examples import Examples, as_examples
+from llama2tut.packing import collate
+from llama2tut.runs import read_run
+from llama2tut.sources import load_rows
+from llama2tut.task_files import load_task
+from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tokenize import encode_rows
+
+
+def get_custom_dataset(dataset_config, tokenizer, split):  # type: ignore[no-untyped-def]
+    """The examples of one split of the run that `dataset_config.data_path` names.
+
+    Args:
+        dataset_config: upstream's `custom_dataset` config.
+        tokenizer: of the base model.
+        split: `train` or `validation`.
+
+    Returns:
+        `Examples`: a list of {input_ids, labels, attention_mask} with the split's name.
+    """
+    request = read_run(Path(dataset_config.data_path)).request
+    limit = request.limit if split == "train" else request.eval_limit
+    if is_python(request.task):
+        return Examples(_seeded_head(_python_examples(request, tokenizer, split), request.seed, limit), split)
+    task = load_task(request.task)
+    rows = load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))
+    chosen = _seeded_head(getattr(rows, split), request.seed, limit)
+    examples, shortened = encode_rows(tokenizer, task, chosen, request.context_length, f"{rows.source}, {split}")
+    return Examples(examples, split, shortened)
+
+
+def get_data_collator(dataset_processer):  # type: ignore[no-untyped-def]
+    """A collator that passes a finished batch on and pads loose examples. It cannot raise an AttributeError."""
+    return _collator(dataset_processer)
+
+
+def get_preprocessed_arithmetic(dataset_config, tokenizer=None, split=None):  # type: ignore[no-untyped-def]
+    """The arithmetic examples in the tutorial's form; with one argument, upstream's stray call, a collator."""
+    return _preprocessed(ARITHMETIC, dataset_config, tokenizer, split)
+
+
+def get_preprocessed_samsum(dataset_config, tokenizer=None, split=None):  # type: ignore[no-untyped-def]
+    """The SAMSum examples in the tutorial's form; with one argument, upstream's stray call, a collator."""
+    return _preprocessed(SAMSUM, dataset_config, tokenizer, split)
+
+
+def _preprocessed(task, dataset_config, tokenizer, split):  # type: ignore[no-untyped-def]
+    # llama-cookbook issue 828: the collator look-up calls the data set's function with the tokenizer alone.
+    if tokenizer is None:
+        return _collator(dataset_config)
+    rows = load_rows(task, dataset_config.data_path or None, seed=42, splits=("train", "validation"))
+    # Upstream truncates nothing in its padding strategy either; 4,096 is its own default context length.
+    examples, shortened = encode_rows(tokenizer, task, getattr(rows, split), 4096, f"{rows.source}, {split}")
+    return Examples(examples, split, shortened)
+
+
+def _collator(tokenizer):  # type: ignore[no-untyped-def]
+    pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+
+    def collate_finished(items):  # type: ignore[no-untyped-def]
+        if isinstance(items[0]["input_ids"], list):
+            return collate([[item] for item in items], packed=False, width=None, pad_id=pad_id)
+        return items[0]
+
+    return collate_finished
+
+
+def _python_examples(request, tokenizer, split):  # type: ignore[no-untyped-def]
+    """The examples of a reader's own Python file, as upstream would ask for them."""
+    from llama_cookbook.configs.datasets import custom_dataset
+    from llama_cookbook.datasets.custom_dataset import load_module_from_py_file
+
+    path, _, name = request.task.partition(":")
+    config = custom_dataset(file=path, data_path=request.data or "")
+    function = getattr(load_module_from_py_file(path), name or "get_custom_dataset", None)
+    if function is None:
+        raise DataError(f"{path} has no function {name or 'get_custom_dataset'}; define it, or name another as "
+                        f"--task {path}:FUNCTION")
+    return as_examples(function(config, tokenizer, split), request.task)
+
+
+def _seeded_head(rows, seed, limit):  # type: ignore[no-untyped-def]
+    """The first `limit` rows of the seeded order; all of them, in their own order, without a limit."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)  # a longer head starts with the shorter one, which `sample` does not promise
+    return [rows[index] for index in order[:limit]]
+
+

@@ -1,0 +1,126 @@
+"""The one caller of `llama_recipes.finetuning.main`."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from llama2tut import compat
+from llama2tut.console import Console
+from llama2tut.errors import ModelError
+from llama2tut.runs import CONFIG_NAME, RunConfig
+from llama2tut.training import TrainingRun
+
+UPSTREAM_LOG = "upstream.log"
+HOOKS_FILE = Path(__file__).with_name("datasets.py")
+
+
+def upstream_arguments(config: RunConfig) -> dict[str, Any]:
+    """The keyword arguments that `main` gets. The fixed ones hand order, batching and saving to llama2tut."""
+    request = config.request
+    arguments: dict[str, Any] = {
+        "model_name": config.model_path, "output_dir": str(config.output_dir), "seed": request.seed,
+        "use_peft": True, "peft_method": "lora", "lr": request.lr, "gamma": 1.0,
+        "gradient_clipping": True, "gradient_accumulation_steps": request.gradient_accumulation_steps,
+        "use_fp16": config.precision == "fp16", "context_length": request.context_length,
+        # One epoch of finished batches: see training.py for the flat sequence.
+        "num_epochs": 1, "batching_strategy": "packing", "batch_size_training": 1, "val_batch_size": 1,
+        "num_workers_dataloader": 0, "run_validation": True, "save_model": False,
+        "dataset": "custom_dataset", "custom_dataset.file": str(HOOKS_FILE),
+        "custom_dataset.data_path": str(config.output_dir / CONFIG_NAME),
+        "lora_config.r": request.lora_r, "lora_config.lora_alpha": request.lora_alpha,
+        "lora_config.lora_dropout": request.lora_dropout,
+        "lora_config.target_modules": "all-linear" if request.lora_targets == ("all-linear",)
+        else list(request.lora_targets),
+    }
+    if config.quantization != "none":
+        arguments["quantization"] = config.quantization
+    if config.quantization == "4bit":
+        arguments |= {"quantization_config.quant_type": "nf4", "quantization_config.use_double_quant": True,
+                      "quantization_config.compute_dtype": torch_dtype(config.precision)}
+    return arguments | dict(request.set)
+
+
+def torch_dtype(precision: str) -> Any:
+    """`bf16`, `fp16` or `fp32` as torch knows it."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def train(config: RunConfig, console: Console, checkpoint: Path | None, prepare: Callable[[Any], None],
+          score: Callable[[Any], dict[str, float]] | None = None) -> TrainingRun:
+    """Train through upstream's `main`, inside the mends and on PyTorch's hooks.
+
+    Args:
+        config: the resolved run, stored in its output folder already.
+        console: for progress.
+        checkpoint: where to go on from, or None.
+        prepare: gets the wrapped model before its optimizer is made.
+        score: extra numbers for each evaluation, or None.
+
+    Returns:
+        The run after its last step, with the adapter published.
+
+    Raises:
+        ModelError: PEFT finds no layer of the names in --lora-targets.
+        TrainingError: training ended in a state that must not pass for success.
+        Interrupted: Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    run = TrainingRun(config, console, checkpoint, prepare, score)
+    doors = compat.Doors(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
+                         on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
+    with upstream_log(config.output_dir / UPSTREAM_LOG), compat.mended(doors), on_device(config.device):
+        from llama_recipes.finetuning import main
+
+        with run.hooks():
+            try:
+                main(**upstream_arguments(config))
+            except ValueError as error:
+                if "Target modules" not in str(error):
+                    raise
+                raise ModelError(f"--lora-targets {','.join(config.request.lora_targets)}: the model has no layers of "
+                                 "these names; use all-linear, or q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,"
+                                 "down_proj") from error
+    run.finish()
+    return run
+
+
+@contextlib.contextmanager
+def on_device(device: str) -> Iterator[None]:
+    """Keep upstream off a GPU that the user does not want: it asks CUDA itself wherever a batch should go."""
+    import torch
+
+    if device == "cuda" or not torch.cuda.is_available():
+        yield
+        return
+    available = torch.cuda.is_available
+    torch.cuda.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = available
+
+
+@contextlib.contextmanager
+def upstream_log(path: Path) -> Iterator[None]:
+    """What upstream and its libraries print goes to a file; its progress bar goes nowhere, ours is the one to read."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with path.open("w", encoding="utf-8", buffering=1) as file, _Log(file) as log, contextlib.redirect_stdout(log), \
+            contextlib.redirect_stderr(log):
+        yield
+
+
+class _Log(io.TextIOBase):
+    """Whole lines on their way to a file, without those that redraw themselves. It never fails: training goes first."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._rest = file, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        with contextlib.suppress(OSError):
+            self._file.writelines(f"{line}\n" for line in lines if line.strip() and "\r" not in line)
+        return len(text)

@@ -1,0 +1,46 @@
+"""What can go wrong for a reason that the user can mend, and what ends a run early on purpose."""
+
+
+class UserError(Exception):
+    """Bad usage, input, data, model or environment: exit code 2, one line a fault, no traceback.
+
+    Args:
+        faults: one message each; it says what failed, the value received, and ends with what to do next.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class UsageError(UserError):
+    """A flag, a command or a configuration key that cannot be meant."""
+
+
+class DataError(UserError):
+    """Rows or files that training or scoring would be wrong with."""
+
+
+class ModelError(UserError):
+    """A checkpoint, adapter or tokenizer that cannot be used."""
+
+
+class MachineError(UserError):
+    """This machine or its installed packages cannot do what was asked."""
+
+
+class TrainingError(UserError):
+    """Training ended in a state that must not pass for success, such as a non-finite loss."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after everything worth keeping was written.
+
+    Args:
+        signal_number: 2 (exit code 130) or 15 (exit code 143).
+        message: what was kept and how to go on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

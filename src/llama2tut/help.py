@@ -1,0 +1,66 @@
+"""The help texts, from the request dataclasses: what a flag is for, and what happens when it is left out."""
+
+import dataclasses
+import shutil
+import textwrap
+
+from llama2tut import __version__
+from llama2tut.requests import COMMANDS
+
+_EXAMPLES = {
+    "gen-arithmetic": ("llama2tut gen-arithmetic", "llama2tut gen-arithmetic --ops add,sub,mul,div --max-number 1000"),
+    "finetune": ("llama2tut finetune --task arithmetic", "llama2tut finetune --task samsum --data dialogues --dry-run"),
+    "infer": ('llama2tut infer --adapter outputs/arithmetic --task arithmetic --prompt "What is 19-59?"',
+              "llama2tut infer --adapter outputs/samsum --task samsum --output answers.jsonl"),
+    "compare": ("llama2tut compare", "llama2tut compare --adapter outputs/samsum --limit 50 --format markdown"),
+}
+
+
+def general_help() -> str:
+    """What the commands are, in the order in which they are used."""
+    width = _width()
+    lines = [f"llama2tut {__version__}: fine-tune Llama 2 with llama-recipes, and see what it changed.", ""]
+    lines += [_entry(name, _summary(name), 16, width) for name in COMMANDS]
+    lines += ["", "llama2tut COMMAND --help shows a command's flags.", "On a laptop, without a GPU or the network:", ""]
+    lines += ["  llama2tut gen-arithmetic", "  llama2tut finetune --task arithmetic", "  llama2tut compare"]
+    return "\n".join(lines)
+
+
+def command_help(command: str) -> str:
+    """A command's flags by group, each with its default in brackets, and two examples."""
+    width = _width()
+    lines = [*textwrap.wrap(f"llama2tut {command}: {_summary(command)}", width), ""]
+    group = None
+    for field in dataclasses.fields(COMMANDS[command]):
+        if (title := field.metadata.get("group")) != group:
+            lines += [*([""] if group else []), f"{title}:"]
+            group = title
+        name = field.name.replace("_", "-")
+        lines.append(_entry(f"--{name}", field.metadata["help"] + _default(field), 26, width))
+    lines += ["", "Examples:", *(f"  {example}" for example in _EXAMPLES.get(command, ()))]
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    return max(20, min(shutil.get_terminal_size().columns, 110))
+
+
+def _summary(command: str) -> str:
+    return (COMMANDS[command].__doc__ or "").strip().split("\n")[0]
+
+
+def _entry(name: str, text: str, column: int, width: int) -> str:
+    """`  name   text`, the text wrapped in its own column, or below the name where the terminal is narrow."""
+    if width < column + 24:
+        return "\n".join([f"  {name}", *textwrap.wrap(text, max(16, width - 4), initial_indent="    ",
+                                                      subsequent_indent="    ")])
+    gap = " " * column
+    return textwrap.fill(text, width, initial_indent=f"  {name}".ljust(column - 1) + " ", subsequent_indent=gap)
+
+
+def _default(field: dataclasses.Field[object]) -> str:
+    if field.default is dataclasses.MISSING or field.default in (None, False, ()):
+        return " (required)" if field.default is field.default_factory is dataclasses.MISSING else ""
+    if isinstance(field.default, tuple):
+        return f" [{','.join(map(str, field.default))}]"
+    return f" [{'on; --no-' + field.name.replace('_', '-') if field.default is True else field.default}]"

@@ -1,0 +1,129 @@
+"""What people read about a run: training.json, loss.png and the model card README.md."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llama2tut import __version__
+from llama2tut.saving import writing
+from llama2tut.console import Console
+from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, write_whole
+from llama2tut.training import TrainingRun, clock
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl, one a step and kind: what a resumed run did again replaces what it did before."""
+    entries: dict[tuple[int, bool], dict[str, Any]] = {}
+    path = folder / METRICS_NAME
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            entries[entry["step"], "loss" in entry] = entry
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a full disk cut short
+    return [entries[key] for key in sorted(entries)]
+
+
+def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
+    """Write the picture, the card, and last training.json, whose presence says that the run is finished."""
+    metrics = read_metrics(config.output_dir)
+    summary = _summary(config, run)
+    with writing(config.output_dir):
+        plot_losses(metrics, config.output_dir / "loss.png")
+        write_whole(config.output_dir / "README.md", model_card(config, summary))
+        write_whole(config.output_dir / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
+    console.note(f"trained {summary['steps']:,} steps in {clock(summary['seconds'])}, "
+                 f"{summary['tokens_per_s']:,.0f} tokens/s; validation loss {summary['best_validation_loss']:.4f}"
+                 + (" (early stop)" if summary["stopped_early"] else ""))
+
+
+def _summary(config: RunConfig, run: TrainingRun) -> dict[str, Any]:
+    import torch
+
+    peak = torch.cuda.max_memory_reserved() / 2**30 if config.device == "cuda" else None
+    return {
+        "finished": True, "steps": run.at.step, "seconds": round(run.at.elapsed, 1), "tokens": run.tokens,
+        "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1), "final_loss": run.last_loss,
+        "validation_loss": run.last_validation_loss, "best_validation_loss": run.at.best_loss,
+        "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
+        "device": config.device, "peak_memory_gib": round(peak, 2) if peak else None,
+        "precision": config.precision, "quantization": config.quantization, "attention": config.attention,
+        "gradient_checkpointing": config.checkpointing, "llama2tut": __version__,
+    }
+
+
+def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
+    """Training and validation loss over the steps, and the learning rate below; readable at thumbnail size."""
+    import os
+
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = list(metrics)
+    steps = [entry for entry in metrics if "loss" in entry]
+    evaluations = [entry for entry in metrics if entry.get("eval_loss") is not None]
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 5.5), height_ratios=(3, 1),
+                                         layout="constrained")
+    x, losses = [entry["step"] for entry in steps], [entry["loss"] for entry in steps]
+    top.plot(x, losses, color="#9db8d9", linewidth=1)
+    top.plot(x, _smooth(losses), color="#1f5fa8", linewidth=3, label="training")
+    top.plot([entry["step"] for entry in evaluations], [entry["eval_loss"] for entry in evaluations], "o-",
+             color="#d9541e", linewidth=3, markersize=9, label="validation")
+    top.set_ylabel("loss", fontsize=16)
+    top.legend(fontsize=15, frameon=False)
+    bottom.plot(x, [entry["lr"] for entry in steps], color="#555555", linewidth=3)
+    bottom.set_ylabel("learning rate", fontsize=13)
+    bottom.set_xlabel("step", fontsize=16)
+    for axis in (top, bottom):
+        axis.tick_params(labelsize=13)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylim(bottom=0)
+    beside = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(beside, format="png", dpi=100)
+        os.replace(beside, path)
+    finally:
+        plt.close(figure)
+        beside.unlink(missing_ok=True)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """A mean that forgets: each value weighs a fiftieth of the run, at least a third of the newest."""
+    share, mean, smoothed = max(1 / 3 if len(values) < 30 else 0.0, 5 / max(1, len(values))), None, []
+    for value in values:
+        mean = value if mean is None else mean + share * (value - mean)
+        smoothed.append(mean)
+    return smoothed
+
+
+def model_card(config: RunConfig, summary: dict[str, Any], scores: str = "") -> str:
+    """README.md of the adapter: base, data, recipe, scores when known, and how to load it with plain peft."""
+    request = config.request
+    recipe = [("task", request.task), ("epochs", request.epochs), ("steps", summary["steps"]),
+              ("rows a batch", f"{request.batch_size} ({'packed' if request.packing else 'padded'}, "
+                               f"{request.context_length} tokens at most)"),
+              ("batches a step", request.gradient_accumulation_steps),
+              ("learning rate", f"{request.lr:g}, {request.schedule}, {request.warmup_ratio:.0%} warm-up"),
+              ("LoRA", f"r {request.lora_r}, alpha {request.lora_alpha}, dropout {request.lora_dropout:g}, "
+                       f"on {', '.join(request.lora_targets)}"),
+              ("base weights", config.quantization if config.quantization != "none" else config.precision),
+              ("precision", config.precision), ("seed", request.seed)]
+    best = summary["best_validation_loss"]
+    return "\n".join([
+        "---", "library_name: peft", f"base_model: {json.dumps(request.model)}",
+        "tags: [lora, llama2tut, llama-recipes]", "---", "",
+        f"# {request.task}: a LoRA adapter for {request.model}", "",
+        f"Trained with llama2tut {__version__} through llama-recipes on {config.data_source}.", "",
+        "| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in recipe), "",
+        f"Validation loss {best:.4f} after step {summary['best_step']} of {summary['steps']}."
+        if best is not None else "The validation loss was not finite: do not use this adapter.", "",
+        "![training and validation loss](loss.png)", "", "## Scores", "",
+        scores or "Not scored yet: `llama2tut compare --adapter DIR` scores this adapter against its base.", "",
+        "## Use", "", "```python", "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(config.model_path)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(config.model_path)})",
+        'model = PeftModel.from_pretrained(base, "DIR")  # this folder', "```", "",
+        "The base model's licence applies to the adapter too.", ""])

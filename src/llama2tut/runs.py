@@ -1,0 +1,125 @@
+"""A run as it is resolved and stored: `llama2tut.yaml` in the output folder, the one channel into upstream's hooks."""
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2tut import __version__
+from llama2tut.errors import ModelError
+from llama2tut.requests import FinetuneRequest, Precision, Quantization
+from llama2tut.yaml_files import read_yaml
+
+CONFIG_NAME = "llama2tut.yaml"
+SUMMARY_NAME = "training.json"
+METRICS_NAME = "metrics.jsonl"
+_PACKAGES = ("llama-recipes", "torch", "transformers", "peft", "bitsandbytes", "datasets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run with nothing left open.
+
+    Attributes:
+        request: every flag, defaults and recipe included.
+        model_path: local folder or hub id that `from_pretrained` gets.
+        device: `cuda` or `cpu`.
+        precision: compute type.
+        quantization: of the base weights.
+        attention: transformers' name of the attention implementation.
+        checkpointing: whether activations are recomputed in the backward pass.
+        data_source: what the rows were read from, for people.
+        digests: file -> sha256 (or hub id -> revision) of the rows.
+        versions: package -> version.
+    """
+
+    request: FinetuneRequest
+    model_path: str
+    device: str
+    precision: Precision
+    quantization: Quantization
+    attention: str
+    checkpointing: bool
+    data_source: str
+    digests: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where everything about the run goes."""
+        assert self.request.output_dir is not None  # building.py filled it
+        return self.request.output_dir
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in `llama2tut.yaml`."""
+        resolved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        request = {field.metadata.get("yaml", field.name): _plain(getattr(self.request, field.name))
+                   for field in dataclasses.fields(self.request)}
+        return {"llama2tut": __version__, "request": request} | {
+            key: _plain(value) for key, value in resolved.items() if key != "request"}
+
+    def write(self) -> Path:
+        """Store the run in its output folder, whole or not at all."""
+        import yaml
+
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+        return write_whole(self.output_dir / CONFIG_NAME, text)
+
+
+def read_run(folder_or_file: Path) -> RunConfig:
+    """The run that `RunConfig.write` stored.
+
+    Raises:
+        ModelError: the file is not one of ours.
+    """
+    path = folder_or_file / CONFIG_NAME if folder_or_file.is_dir() else folder_or_file
+    values = read_yaml(path).values
+    fields = {field.metadata.get("yaml", field.name): field for field in dataclasses.fields(FinetuneRequest)}
+    try:
+        request = {fields[key].name: _typed(fields[key], value) for key, value in values["request"].items()}
+        names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "request"]
+        return RunConfig(request=FinetuneRequest(**request), **{name: values[name] for name in names})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ModelError(f"{path} was not written by this version of llama2tut; train again, "
+                         "or name --task, --data and --model") from None
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file beside its place and move it there, so that nobody ever sees half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def package_versions() -> dict[str, str]:
+    """What is installed of the packages that decide about a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
+    from typing import get_type_hints
+
+    from llama2tut.coercion import coerce
+
+    return coerce(value, get_type_hints(FinetuneRequest)[field.name], {})

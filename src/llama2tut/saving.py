@@ -1,0 +1,136 @@
+"""What a run leaves on disk while it runs: checkpoints to resume from, and the published adapter; whole or not at all.
+
+A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (optimizer and random states, read back with
+unpickling restricted to tensors) and state.json (step, micro-batch, best loss so far).
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2tut.errors import MachineError, UsageError
+from llama2tut.runs import RunConfig, read_run
+
+KEPT = 2
+# Flags that may differ between a run and its resumption: they do not change what is trained.
+_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "eval_generate", "gpus"}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        micro: micro-batches done.
+        elapsed: seconds of training so far.
+        best_loss: lowest validation loss so far, or None.
+        best_step: the step it was taken after.
+        since_best: evaluations since then.
+    """
+
+    step: int = 0
+    micro: int = 0
+    elapsed: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a disk can do wrong into one clear message.
+
+    Raises:
+        MachineError: no space, no permission, or the folder is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
+                  errno.EROFS: "give a folder that can be written", errno.EACCES: "give a folder that can be written"}
+        raise MachineError(f"{path} could not be written ({error.strerror or error}); what was saved before is intact: "
+                           f"{advice.get(error.errno or 0, 'mend the disk')} and go on with --resume") from error
+
+
+def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Position) -> Path:
+    """Write `checkpoints/step-N`, then drop all but the newest two."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder = output_dir / "checkpoints" / f"step-{position.step}"
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with writing(folder):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()},
+                      beside / "adapter.safetensors")
+            random_states = {"cpu": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                random_states["cuda"] = torch.cuda.get_rng_state()
+            torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, beside / "optimizer.pt")
+            (beside / "state.json").write_text(json.dumps(dataclasses.asdict(position)), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    for old in sorted(folder.parent.glob("step-*"), key=_step)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    whole = [file.parent for file in (output_dir / "checkpoints").glob("step-*/state.json")]
+    return max(whole, key=_step, default=None)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def read_position(folder: Path) -> Position:
+    """Where the run stood when the checkpoint was written."""
+    return Position(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+def refuse_changed(config: RunConfig) -> None:
+    """See that a run may go on under this configuration.
+
+    Raises:
+        UsageError: fields or data files changed in a way that would make the result neither the old run's nor the new
+            one's; all of them are named.
+    """
+    saved = read_run(config.output_dir)
+    old, new = saved.to_dict(), config.to_dict()
+    faults = [f"--{key.replace('_', '-')} was {old['request'][key]} and is now {value}" for key, value
+              in new["request"].items() if key not in _FREE and old["request"][key] != value]
+    faults += [f"{key} was {old[key]} and is now {new[key]}" for key in ("model_path", "device", "precision",
+               "quantization") if old[key] != new[key] and not faults]
+    faults += [f"{name} has changed since" for name in sorted({*old["digests"], *new["digests"]})
+               if old["digests"].get(name) != new["digests"].get(name)]
+    if faults:
+        raise UsageError(*(f"--resume: {fault}; put it back, or start anew with --force" for fault in faults))
+
+
+def publish_adapter(output_dir: Path, model: Any) -> None:
+    """Put the model's adapter, as it is now, at the top of the output folder; the weights move in last."""
+    beside = output_dir / f".adapter.{os.getpid()}"
+    with writing(output_dir):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            model.save_pretrained(beside, safe_serialization=True)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                os.replace(beside / name, output_dir / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""A task by name, or from a YAML file:
+
+    prompt: "Translate to French:\\n{english}\\n---\\nFrench:\\n"   # {column} stands for a cell
+    target: french            # the column that is trained on
+    reference: french         # the column that answers are scored against [target]
+    metric: rouge             # exact_match, rouge or none [exact_match]
+    extract: '"(.*)"'         # what of an answer is compared: group 1 of this pattern, else the match [the whole]
+    shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
+    max_new_tokens: 64        # longest answer [128]
+    data: my-rows.csv         # where rows are, unless --data says so [none]
+    recipe: samsum            # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [arithmetic]
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llama2tut.coercion import did_you_mean
+from llama2tut.errors import UsageError
+from llama2tut.tasks import BUILT_IN, Extractor, Task, whole_answer
+from llama2tut.yaml_files import YamlFile, read_yaml
+
+_KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
+         "max_new_tokens": int, "data": str, "recipe": str}
+_METRICS = ("exact_match", "rouge", "none")
+_LONGEST_PATTERN = 500
+
+
+def load_task(name: str) -> Task:
+    """The task called `name`, or the one that a `.yaml` file describes.
+
+    Raises:
+        UsageError: neither; or everything that is wrong with the file, by line.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if not name.endswith((".yaml", ".yml")):
+        raise UsageError(f"--task {name}: there is no such task{did_you_mean(name, BUILT_IN)}; "
+                         f"give {', '.join(BUILT_IN)} or a TASK.yaml")
+    return _task(read_yaml(Path(name)))
+
+
+def _task(file: YamlFile) -> Task:
+    values: dict[str, Any] = file.values
+    faults = [f"{file.at(key)}: {key} is no key of a task{did_you_mean(key, _KEYS)}; use {', '.join(_KEYS)}"
+              for key in values if key not in _KEYS]
+    faults += [f"{file.at(key)}: {key} wants {'text' if kind is str else 'a whole number above 0'}; mend the value there"
+               for key, kind in _KEYS.items() if key in values and not _fits(values[key], kind)]
+    faults += [f"{file.path}: {key} is missing; add a line `{key}: …`" for key in ("prompt", "target")
+               if key not in values]
+    if faults:
+        raise UsageError(*faults)
+    metric = values.get("metric", "exact_match")
+    if metric not in _METRICS:
+        faults.append(f"{file.at('metric')}: metric {metric} is none of {', '.join(_METRICS)}; name one of them")
+    pattern = values.get("extract")
+    try:
+        extract = _pattern_extractor(pattern) if pattern else whole_answer
+    except ValueError as error:
+        faults.append(f"{file.at('extract')}: {error}; mend the pattern")
+        extract = whole_answer
+    task = Task(name=file.path.stem, prompt=values["prompt"], target=values["target"],
+                reference=values.get("reference", values["target"]), metric=metric, extract=extract,
+                max_new_tokens=values.get("max_new_tokens", 128), shorten=values.get("shorten"),
+                default_data=values.get("data"), recipe=values.get("recipe", "arithmetic"))
+    if not task.prompt_columns:
+        faults.append(f"{file.at('prompt')}: the prompt names no column; put one in braces, as in {{question}}")
+    if task.target in task.prompt_columns:
+        faults.append(f"{file.at('prompt')}: the prompt shows the target {{{task.target}}}; take it out of the prompt")
+    if task.shorten and task.shorten not in task.prompt_columns:
+        faults.append(f"{file.at('shorten')}: {task.shorten} is no column of the prompt; name one of "
+                      f"{', '.join(task.prompt_columns)}")
+    if faults:
+        raise UsageError(*faults)
+    return task
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _pattern_extractor(pattern: str) -> Extractor:
+    """The first group of a pattern (the whole match where it has none), or None where it does not match."""
+    if len(pattern) > _LONGEST_PATTERN:
+        raise ValueError(f"a pattern of {len(pattern)} characters is too long")
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"the pattern does not compile ({error})") from None
+
+    def extract(completion: str, reference: str) -> str | None:
+        match = compiled.search(completion)
+        return None if match is None else (match[1] if compiled.groups else match[0]).strip()
+
+    return extract

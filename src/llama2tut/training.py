@@ -1,0 +1,299 @@
+"""One training run, from the inside of llama-recipes' loop: what rides on PyTorch's hooks and on the mends' doors."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llama2tut.saving import Position, publish_adapter, read_position, save_checkpoint, writing
+from llama2tut.console import Console
+from llama2tut.errors import DataError, Interrupted, TrainingError
+from llama2tut.evaluation import token_weighted_loss
+from llama2tut.examples import Examples, as_examples
+from llama2tut.packing import collate
+from llama2tut.runs import METRICS_NAME, RunConfig
+from llama2tut.schedule import Schedule, plan
+
+_SAVE_EVERY = 600  # seconds
+_USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
+
+
+@dataclass
+class _Step:
+    """What has gone into the optimizer step under way."""
+
+    losses: list[tuple[Any, int]] = dataclasses.field(default_factory=list)  # (mean loss, trained tokens) a micro-batch
+    tokens: int = 0  # without padding
+    started: float = 0.0
+
+
+class TrainingRun:
+    """The state of one run. `engine` hangs its methods into upstream.
+
+    Args:
+        config: the resolved run.
+        console: for progress and warnings.
+        checkpoint: the checkpoint folder to go on from, or None.
+        prepare: gets the wrapped model before anything else (kernels, checkpointing, autocast).
+        score: step -> extra numbers for an evaluation's metrics, such as an exact match; or None.
+    """
+
+    def __init__(self, config: RunConfig, console: Console, checkpoint: Any, prepare: Callable[[Any], None],
+                 score: Callable[[Any], dict[str, float]] | None = None) -> None:
+        self.config, self.console, self.checkpoint, self.prepare, self.score = config, console, checkpoint, prepare, score
+        self.at = read_position(checkpoint) if checkpoint else Position()
+        self.schedule: Schedule | None = None
+        self.validation: list[dict[str, Any]] = []
+        self.model: Any = None
+        self.stopped_early = False
+        self.last_validation_loss = math.nan
+        self.first_loss = math.nan
+        self.last_loss = math.nan
+        self.tokens, self.seconds = 0, 0.0  # of this process; `at.elapsed` counts the resumed run's too
+        self._restore: dict[str, Any] = {}
+        self._step = _Step()
+        self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
+        self._signal: int | None = None
+        self._saved_at = time.monotonic()
+        self._resumed_micro = self.at.micro
+
+    # Doors of compat.py.
+
+    def on_model(self, model: Any) -> None:
+        """The wrapped model, before its optimizer is made: resumed weights, kernels, and the hooks that see the loss."""
+        import torch
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainingError("nothing would be trained: no parameter needs gradients; widen --lora-targets")
+        self.model = model
+        self.prepare(model)
+        if self.checkpoint:
+            set_peft_model_state_dict(model, load_file(self.checkpoint / "adapter.safetensors"))
+            self._restore = torch.load(self.checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        inner = model.get_base_model()
+        inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        inner.register_forward_hook(self._after_forward, with_kwargs=True)
+        self._step.started = time.perf_counter()
+
+    def batches(self, examples: Any, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
+        """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
+        if not isinstance(examples, Examples):
+            examples = Examples(as_examples(examples, self.config.request.task), "train" if not self.schedule else "")
+        request = self.config.request
+        lengths = [len(example["input_ids"]) for example in examples]
+        if examples.shortened:
+            self.console.note(f"{examples.split}: {examples.shortened:,} of {len(examples):,} rows were longer than "
+                              f"{context_length:,} tokens and were shortened at their front")
+        if examples.split == "train":
+            self.schedule = plan(lengths, request)
+            if not self.schedule.batches:
+                raise DataError("there is no training row; give --data with at least one")
+            self._announce(len(examples), sum(lengths))
+            return _TrainingBatches(self, examples, self.schedule)
+        once = dataclasses.replace(request, epochs=1, max_steps=None)
+        self.validation = [self._collate(examples, rows) for _, rows in plan(lengths, once).batches]
+        return self.validation
+
+    def evaluate(self, model: Any, loader: Any) -> float:
+        """Upstream's evaluation after the last epoch: the loss that was taken after the last step."""
+        if math.isnan(self.last_validation_loss) and self.at.step != self.at.best_step:
+            self.last_validation_loss = token_weighted_loss(model, self.validation)
+        return self.last_validation_loss
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Ride on every optimizer step and catch Ctrl-C and SIGTERM, for as long as upstream's `main` runs."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+        handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def finish(self) -> None:
+        """Publish the last adapter where the best one is not asked for, or where no evaluation could name a best.
+
+        Raises:
+            TrainingError: the validation loss is not finite; the adapter is kept.
+        """
+        if self.config.request.keep == "last" or self.at.best_loss is None:
+            publish_adapter(self.config.output_dir, self.model)
+        if self.at.best_loss is None:
+            raise TrainingError(f"the validation loss is {self.last_validation_loss}; the adapter was kept in "
+                                f"{self.config.output_dir}, but do not trust it: train again with a lower --lr")
+
+    # PyTorch's hooks.
+
+    def _before_forward(self, module: Any, args: Any, kwargs: Any) -> None:
+        if module.training and "random" in self._restore:
+            import torch
+
+            states = self._restore.pop("random")
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and self.config.device == "cuda":
+                torch.cuda.set_rng_state(states["cuda"])
+
+    def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if module.training:
+            trained, tokens = self._next
+            self._step.losses.append((output.loss.detach(), trained))
+            self._step.tokens += tokens
+            self.at = dataclasses.replace(self.at, micro=self.at.micro + 1)
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if "optimizer" in self._restore:
+            optimizer.load_state_dict(self._restore.pop("optimizer"))
+        for group in optimizer.param_groups:
+            group["lr"] = self._plan.learning_rate(self._current_step)
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        now, step = time.perf_counter(), self._current_step
+        seconds = now - self._step.started
+        trained = sum(count for _, count in self._step.losses)
+        loss = sum(loss.item() * count for loss, count in self._step.losses) / max(1, trained)
+        self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds)
+        self.tokens += self._step.tokens
+        self.seconds += seconds
+        epoch = self._plan.batches[self.at.micro - 1][0] + 1
+        rate = self._step.tokens / seconds
+        lr = optimizer.param_groups[0]["lr"]
+        self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "tokens_per_s": round(rate, 1),
+                      "elapsed_s": round(self.at.elapsed, 3)})
+        left = (self._plan.steps - step) * seconds
+        self.console.progress(f"step {step:,}/{self._plan.steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s"
+                              f"  {clock(left)} left", last=step == self._plan.steps)
+        self._watch(step, loss)
+        if step in self._plan.evaluate_at:
+            self._evaluate(step)
+        self._save_if_due(optimizer)
+        self._step = _Step(started=time.perf_counter())
+
+    # The parts of a step.
+
+    @property
+    def _plan(self) -> Schedule:
+        assert self.schedule is not None  # upstream makes the data loader before the first step
+        return self.schedule
+
+    @property
+    def _current_step(self) -> int:
+        return math.ceil(self.at.micro / self._plan.accumulation)
+
+    def _announce(self, rows: int, tokens: int) -> None:
+        request, schedule = self.config.request, self._plan
+        self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
+                          + (f", going on after step {self.at.step:,}" if self.at.step else ""))
+        if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
+            self.console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
+
+    def _collate(self, examples: Examples, rows: list[list[int]]) -> dict[str, Any]:
+        request = self.config.request
+        # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
+        width = request.context_length if request.packing and self.config.device == "cuda" else None
+        return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width, pad_id=0)
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl in one write, so that a killed process leaves no half line."""
+        path = self.config.output_dir / METRICS_NAME
+        with writing(path):
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(entry) + "\n").encode())
+            finally:
+                os.close(handle)
+
+    def _watch(self, step: int, loss: float) -> None:
+        """Say while it happens that training does not go well."""
+        self.last_loss = loss
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss became {loss} at step {step}; earlier checkpoints are intact: "
+                                "train again with a lower --lr")
+        if math.isnan(self.first_loss):
+            self.first_loss = loss
+        if step == max(5, self._plan.steps // 10) and loss > 0.98 * self.first_loss:
+            self.console.warn(f"the loss is still at its first level ({self.first_loss:.3f}, now {loss:.3f}) after a "
+                              "tenth of the run; the learning rate may be too low, or the labels wrong")
+
+    def _evaluate(self, step: int) -> None:
+        loss = self.last_validation_loss = token_weighted_loss(self.model, self.validation)
+        extra = self.score(self.model) if self.score else {}
+        self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
+        shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
+        self.console.note(f"step {step:,}: validation loss {loss:.4f}{shown}")
+        if math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss):
+            self.at = dataclasses.replace(self.at, best_loss=loss, best_step=step, since_best=0)
+            if self.config.request.keep == "best":
+                publish_adapter(self.config.output_dir, self.model)
+            return
+        self.at = dataclasses.replace(self.at, since_best=self.at.since_best + 1)
+        patience = self.config.request.early_stopping_patience
+        if patience and self.at.since_best >= patience and step < self._plan.steps:
+            self.stopped_early = True
+            self.console.note(f"stopping early: no better validation loss since step {self.at.best_step:,}")
+
+    def _save_if_due(self, optimizer: Any) -> None:
+        every = self.config.request.save_steps
+        done = self.at.step == self._plan.steps or self.stopped_early
+        due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
+        if self._signal is None and not due and not (done and every):
+            return
+        save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
+        self._saved_at = time.monotonic()
+        if self._signal is not None and not done:
+            raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self._plan.steps:,}; go on with: "
+                                            f"{resume_command(self.config)}")
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal is not None or self.at.micro == self._resumed_micro:
+            # Asked twice, or before the first step has begun: nothing would be kept by waiting.
+            raise Interrupted(number, f"stopped at once; go on with: {resume_command(self.config)}")
+        self._signal = number
+        self.console.note("finishing the step and writing a checkpoint; once more to stop at once")
+
+
+class _TrainingBatches:
+    """The flat sequence from the resumed batch on; it ends where training should end."""
+
+    def __init__(self, run: TrainingRun, examples: Examples, schedule: Schedule) -> None:
+        self.run, self.examples, self.schedule = run, examples, schedule
+        self.first = run.at.micro
+
+    def __len__(self) -> int:
+        return len(self.schedule.batches) - self.first
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _, rows in self.schedule.batches[self.first:]:
+            if self.run.stopped_early:
+                return
+            chosen = [self.examples[index] for row in rows for index in row]
+            self.run._next = (sum(label != -100 for example in chosen for label in example["labels"][1:]),
+                              sum(len(example["input_ids"]) for example in chosen))
+            yield self.run._collate(self.examples, rows)
+
+
+def resume_command(config: RunConfig) -> str:
+    """What to type to go on with a run."""
+    import shlex
+
+    return (f"llama2tut finetune --task {shlex.quote(config.request.task)} "
+            f"--output-dir {shlex.quote(str(config.output_dir))} --resume")
+
+
+def clock(seconds: float) -> str:
+    """`1:05` or `2:03:04`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,73 @@
+"""The fields of llama-recipes' own config classes, read from its source text so that nothing heavy is imported."""
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llama2tut.coercion import did_you_mean
+from llama2tut.errors import MachineError
+
+# What flags and the engine own: setting it twice would let one silently win.
+_OWNED = {
+    "model_name": "--model", "output_dir": "--output-dir", "num_epochs": "--epochs", "max_train_step": "--max-steps",
+    "lr": "--lr", "seed": "--seed", "context_length": "--context-length", "quantization": "--quantization",
+    "batch_size_training": "--batch-size", "gradient_accumulation_steps": "--gradient-accumulation-steps",
+    "use_fp16": "--precision", "from_peft_checkpoint": "--resume", "max_eval_step": "--eval-limit",
+    "gamma": "--schedule",
+    "lora_config.r": "--lora-r", "lora_config.lora_alpha": "--lora-alpha",
+    "lora_config.lora_dropout": "--lora-dropout", "lora_config.target_modules": "--lora-targets",
+} | dict.fromkeys(
+    ("dataset", "batching_strategy", "save_model", "val_batch_size", "run_validation", "num_workers_dataloader",
+     "use_peft", "peft_method", "enable_fsdp", "low_cpu_fsdp", "use_fast_kernels", "tokenizer_name", "one_gpu",
+     "freeze_layers", "num_freeze_layers", "freeze_LLM_only", "mixed_precision", "dist_checkpoint_root_folder",
+     "dist_checkpoint_folder", "save_optimizer", "custom_dataset.file", "custom_dataset.data_path",
+     "custom_dataset.dataset", "custom_dataset.train_split", "custom_dataset.test_split",
+     "quantization_config.compute_dtype", "quantization_config.quant_storage",
+     "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias"), None)  # fmt: skip
+
+
+_TYPES = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+
+
+@cache
+def upstream_fields() -> Mapping[str, str]:
+    """Every settable name and its annotation: plain for `train_config` (`weight_decay`), dotted for the others.
+
+    Raises:
+        MachineError: llama-recipes is not installed, or its layout is not the one this version wraps.
+    """
+    try:
+        spec = importlib.util.find_spec("llama_cookbook")
+    except ValueError:
+        spec = None
+    folders = [Path(entry) / "configs" for entry in (spec.submodule_search_locations or ())] if spec else []
+    names: dict[str, str] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                prefix = "" if node.name == "train_config" else f"{node.name}."
+                names |= {prefix + item.target.id: ast.unparse(item.annotation) for item in node.body
+                          if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
+    if not {"weight_decay", "quantization_config.quant_type", "lora_config.r"} <= names.keys():
+        raise MachineError("llama-recipes 0.0.5.post2 is not installed as expected; run scripts/setup.sh, "
+                           "or: pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1")
+    return names
+
+
+def setting_faults(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names and values of `--set` or of the YAML section `llama_recipes:`."""
+    faults = []
+    for name, value in settings.items():
+        kind = upstream_fields().get(name)
+        if name in _OWNED:
+            instead = f"use {_OWNED[name]}" if _OWNED[name] else "leave it out"
+            faults.append(f"{name} is set by llama2tut itself; {instead}")
+        elif kind is None:
+            faults.append(f"{name} is no field of llama-recipes' config classes"
+                          f"{did_you_mean(name, upstream_fields().keys() - _OWNED)}; docs/configuration.md lists them")
+        elif kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool))):
+            faults.append(f"{name} wants {kind}, not {value!r}; give a value of that type")
+    return faults
