@@ -140,7 +140,8 @@ def is_python(task: str) -> bool:
 
 def default_output_dir(task: str) -> Path:
     """`outputs/TASK`; for a file, its name without the ending."""
-    return Path("outputs") / Path(task.partition(":")[0]).name.removesuffix(".py").removesuffix(".yaml").removesuffix(".yml")
+    name = Path(task.partition(":")[0])
+    return Path("outputs") / (name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name)
 
 
 def _cross_faults(request: Request) -> list[str]:

@@ -6,7 +6,7 @@ what it replaced. To delete one: take it out of `mended`, and its two tests out 
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Doors:
     attention: str
     device: str
     on_model: Callable[[Any], None]
-    batches: Callable[[Any, int], Sequence[Any]]
+    batches: Callable[[Any, int], Any]
     evaluate: Callable[[Any, Any], float]
 
 
@@ -78,7 +78,7 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
     """
     from transformers import LlamaForCausalLM
 
-    class Loader(LlamaForCausalLM):  # type: ignore[misc]
+    class Loader(LlamaForCausalLM):  # type: ignore[no-untyped-call]
         """Stands in for the class where upstream looks it up; only its constructor from files is ever used."""
 
         @classmethod
@@ -147,7 +147,7 @@ def device_aware_evaluation(evaluate: Callable[[Any, Any], float]) -> Iterator[N
 
 
 @contextlib.contextmanager
-def batch_sequence(batches: Callable[[Any, int], Sequence[Any]]) -> Iterator[None]:
+def batch_sequence(batches: Callable[[Any, int], Any]) -> Iterator[None]:
     """`ConcatDataset` in `llama_cookbook/data/concatenator.py` drops the tail and mixes examples.
 
     Small sets come to nothing, examples attend to each other across their borders, and nothing is shuffled on one

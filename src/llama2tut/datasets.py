@@ -8,20 +8,26 @@ a function of this file and leaves `data_path` empty or at a data folder:
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from llama2tut.building import is_python
 from llama2tut.errors import DataError
-from llama2tut.examples import Examples, as_examples
+from llama2tut.examples import Example, Examples, as_examples
 from llama2tut.packing import collate
+from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import read_run
 from llama2tut.sources import load_rows
 from llama2tut.task_files import load_task
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks import ARITHMETIC, SAMSUM, Task
 from llama2tut.tokenize import encode_rows
 
+Row = TypeVar("Row")
+Collator = Callable[[list[Any]], Any]
 
-def get_custom_dataset(dataset_config, tokenizer, split):  # type: ignore[no-untyped-def]
+
+def get_custom_dataset(dataset_config: Any, tokenizer: Any, split: str) -> Examples:
     """The examples of one split of the run that `dataset_config.data_path` names.
 
     Args:
@@ -32,7 +38,11 @@ def get_custom_dataset(dataset_config, tokenizer, split):  # type: ignore[no-unt
     Returns:
         `Examples`: a list of {input_ids, labels, attention_mask} with the split's name.
     """
-    request = read_run(Path(dataset_config.data_path)).request
+    return split_examples(read_run(Path(dataset_config.data_path)).request, tokenizer, split)
+
+
+def split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Examples:
+    """The `Examples` of one split of a request, limits applied."""
     limit = request.limit if split == "train" else request.eval_limit
     if is_python(request.task):
         return Examples(_seeded_head(_python_examples(request, tokenizer, split), request.seed, limit), split)
@@ -43,22 +53,22 @@ def get_custom_dataset(dataset_config, tokenizer, split):  # type: ignore[no-unt
     return Examples(examples, split, shortened)
 
 
-def get_data_collator(dataset_processer):  # type: ignore[no-untyped-def]
+def get_data_collator(dataset_processer: Any) -> Collator:
     """A collator that passes a finished batch on and pads loose examples. It cannot raise an AttributeError."""
     return _collator(dataset_processer)
 
 
-def get_preprocessed_arithmetic(dataset_config, tokenizer=None, split=None):  # type: ignore[no-untyped-def]
+def get_preprocessed_arithmetic(dataset_config: Any, tokenizer: Any = None, split: str = "") -> Examples | Collator:
     """The arithmetic examples in the tutorial's form; with one argument, upstream's stray call, a collator."""
     return _preprocessed(ARITHMETIC, dataset_config, tokenizer, split)
 
 
-def get_preprocessed_samsum(dataset_config, tokenizer=None, split=None):  # type: ignore[no-untyped-def]
+def get_preprocessed_samsum(dataset_config: Any, tokenizer: Any = None, split: str = "") -> Examples | Collator:
     """The SAMSum examples in the tutorial's form; with one argument, upstream's stray call, a collator."""
     return _preprocessed(SAMSUM, dataset_config, tokenizer, split)
 
 
-def _preprocessed(task, dataset_config, tokenizer, split):  # type: ignore[no-untyped-def]
+def _preprocessed(task: Task, dataset_config: Any, tokenizer: Any, split: str) -> Examples | Collator:
     # llama-cookbook issue 828: the collator look-up calls the data set's function with the tokenizer alone.
     if tokenizer is None:
         return _collator(dataset_config)
@@ -68,10 +78,10 @@ def _preprocessed(task, dataset_config, tokenizer, split):  # type: ignore[no-un
     return Examples(examples, split, shortened)
 
 
-def _collator(tokenizer):  # type: ignore[no-untyped-def]
+def _collator(tokenizer: Any) -> Collator:
     pad_id = getattr(tokenizer, "pad_token_id", None) or 0
 
-    def collate_finished(items):  # type: ignore[no-untyped-def]
+    def collate_finished(items: list[Any]) -> Any:
         if isinstance(items[0]["input_ids"], list):
             return collate([[item] for item in items], packed=False, width=None, pad_id=pad_id)
         return items[0]
@@ -79,7 +89,7 @@ def _collator(tokenizer):  # type: ignore[no-untyped-def]
     return collate_finished
 
 
-def _python_examples(request, tokenizer, split):  # type: ignore[no-untyped-def]
+def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> list[Example]:
     """The examples of a reader's own Python file, as upstream would ask for them."""
     from llama_cookbook.configs.datasets import custom_dataset
     from llama_cookbook.datasets.custom_dataset import load_module_from_py_file
@@ -93,7 +103,7 @@ def _python_examples(request, tokenizer, split):  # type: ignore[no-untyped-def]
     return as_examples(function(config, tokenizer, split), request.task)
 
 
-def _seeded_head(rows, seed, limit):  # type: ignore[no-untyped-def]
+def _seeded_head(rows: list[Row], seed: int, limit: int | None) -> list[Row]:
     """The first `limit` rows of the seeded order; all of them, in their own order, without a limit."""
     if limit is None or limit >= len(rows):
         return list(rows)

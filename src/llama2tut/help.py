@@ -12,6 +12,8 @@ _EXAMPLES = {
     "finetune": ("llama2tut finetune --task arithmetic", "llama2tut finetune --task samsum --data dialogues --dry-run"),
     "infer": ('llama2tut infer --adapter outputs/arithmetic --task arithmetic --prompt "What is 19-59?"',
               "llama2tut infer --adapter outputs/samsum --task samsum --output answers.jsonl"),
+    "merge": ("llama2tut merge --adapter outputs/arithmetic --output-dir merged",),
+    "doctor": ("llama2tut doctor",),
     "compare": ("llama2tut compare", "llama2tut compare --adapter outputs/samsum --limit 50 --format markdown"),
 }
 
@@ -20,7 +22,7 @@ def general_help() -> str:
     """What the commands are, in the order in which they are used."""
     width = _width()
     lines = [f"llama2tut {__version__}: fine-tune Llama 2 with llama-recipes, and see what it changed.", ""]
-    lines += [_entry(name, _summary(name), 16, width) for name in COMMANDS]
+    lines += [_entry(name, _summary(name), 18, width) for name in COMMANDS]
     lines += ["", "llama2tut COMMAND --help shows a command's flags.", "On a laptop, without a GPU or the network:", ""]
     lines += ["  llama2tut gen-arithmetic", "  llama2tut finetune --task arithmetic", "  llama2tut compare"]
     return "\n".join(lines)

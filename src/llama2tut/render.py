@@ -229,9 +229,17 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
     cells = [[_escape(text or "") for text in (row.prompt, row.reference, *row.answers)]
              for _, row in select(comparison, show)]
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)), ""]
-    for rows in ([["prompt", "reference", *comparison.columns], *cells], score_rows(comparison)):
-        lines += [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])] + [""]
+    lines += [_markdown_table([["prompt", "reference", *comparison.columns], *cells]), "", score_table(comparison), ""]
     return "\n".join([*lines, *(f"- {text}" for text in verdicts(comparison))]).rstrip() + "\n"
+
+
+def score_table(comparison: Comparison) -> str:
+    """The scores of every column as a Markdown table."""
+    return _markdown_table(score_rows(comparison))
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def _escape(text: str) -> str:

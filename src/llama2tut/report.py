@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut import __version__
-from llama2tut.saving import writing
+from llama2tut.comparison import Comparison
 from llama2tut.console import Console
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, write_whole
+from llama2tut.saving import writing
 from llama2tut.training import TrainingRun, clock
 
 
@@ -98,8 +99,8 @@ def _smooth(values: list[float]) -> list[float]:
     return smoothed
 
 
-def model_card(config: RunConfig, summary: dict[str, Any], scores: str = "") -> str:
-    """README.md of the adapter: base, data, recipe, scores when known, and how to load it with plain peft."""
+def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
+    """README.md of the adapter: base, data, recipe, a place for scores, and how to load it with plain peft."""
     request = config.request
     recipe = [("task", request.task), ("epochs", request.epochs), ("steps", summary["steps"]),
               ("rows a batch", f"{request.batch_size} ({'packed' if request.packing else 'padded'}, "
@@ -120,10 +121,23 @@ def model_card(config: RunConfig, summary: dict[str, Any], scores: str = "") -> 
         f"Validation loss {best:.4f} after step {summary['best_step']} of {summary['steps']}."
         if best is not None else "The validation loss was not finite: do not use this adapter.", "",
         "![training and validation loss](loss.png)", "", "## Scores", "",
-        scores or "Not scored yet: `llama2tut compare --adapter DIR` scores this adapter against its base.", "",
+        "Not scored yet: `llama2tut compare --adapter DIR` scores this adapter against its base.", "",
         "## Use", "", "```python", "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         f"base = AutoModelForCausalLM.from_pretrained({json.dumps(config.model_path)})",
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(config.model_path)})",
         'model = PeftModel.from_pretrained(base, "DIR")  # this folder', "```", "",
         "The base model's licence applies to the adapter too.", ""])
+
+
+def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
+    """Put the scores of a whole test split into each adapter's model card, in the place kept for them."""
+    from llama2tut.render import score_table
+
+    for card in (path / "README.md" for path in adapters):
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        head, scores, rest = text.partition("## Scores\n")
+        _, use, rest = rest.partition("## Use\n")
+        if scores and use:
+            with writing(card):
+                write_whole(card, f"{head}{scores}\n{score_table(comparison)}\n\n{use}{rest}")

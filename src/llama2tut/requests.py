@@ -163,10 +163,30 @@ class CompareRequest:
     seed: int = flag(42, "of the bootstrap", least=0, most=2**32 - 1, group="Answers")
 
 
-Request = GenArithmeticRequest | FinetuneRequest | InferRequest | CompareRequest
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    """Write base and adapter as one stand-alone model that plain transformers loads."""
+
+    adapter: Path = flag(..., "output folder of finetune")
+    output_dir: Path = flag(..., "new folder for the model")
+    model: str | None = flag(None, "base model [the adapter's own]")
+    precision: Precision | None = flag(None, "of the merged weights [bf16 with a GPU, fp32 without]")
+    force: bool = flag(False, "replace the folder's model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """Check this machine, and say for each problem the command that mends it."""
+
+    json: bool = flag(False, "as one JSON object")
+
+
+Request = GenArithmeticRequest | FinetuneRequest | InferRequest | CompareRequest | MergeRequest | DoctorRequest
 COMMANDS: dict[str, type[Request]] = {
     "gen-arithmetic": GenArithmeticRequest,
     "finetune": FinetuneRequest,
     "infer": InferRequest,
     "compare": CompareRequest,
+    "merge": MergeRequest,
+    "doctor": DoctorRequest,
 }

@@ -44,7 +44,7 @@ def _task(file: YamlFile) -> Task:
     values: dict[str, Any] = file.values
     faults = [f"{file.at(key)}: {key} is no key of a task{did_you_mean(key, _KEYS)}; use {', '.join(_KEYS)}"
               for key in values if key not in _KEYS]
-    faults += [f"{file.at(key)}: {key} wants {'text' if kind is str else 'a whole number above 0'}; mend the value there"
+    faults += [f"{file.at(key)}: {key} wants {'text' if kind is str else 'a whole number above 0'}; mend the value"
                for key, kind in _KEYS.items() if key in values and not _fits(values[key], kind)]
     faults += [f"{file.path}: {key} is missing; add a line `{key}: …`" for key in ("prompt", "target")
                if key not in values]

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from llama2tut.errors import DataError, ModelError
+from llama2tut.examples import Example
 from llama2tut.tasks import Task
 
-Example = dict[str, list[int]]  # `input_ids`, `labels` (-100 on the prompt), `attention_mask` (ones): (T,) each
 _WORD_START = re.compile(r"(?<!\S)\S")
 _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without spaces, or a link
 _ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
@@ -91,20 +91,20 @@ def encode_rows(
 
 def _prompts(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     eos = tokenizer.eos_token_id
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in _plain(tokenizer, texts)]
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in plain_ids(tokenizer, texts)]
 
 
 def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos token, so answers would never end; choose another --model")
-    return [[*ids, tokenizer.eos_token_id] for ids in _plain(tokenizer, texts, add_special_tokens=False)]
+    return [[*ids, tokenizer.eos_token_id] for ids in plain_ids(tokenizer, texts, add_special_tokens=False)]
 
 
-def _plain(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
+def plain_ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
     """Ids of texts read as plain text; unless told not to, the tokenizer puts its own bos (and eos) around each."""
     return list(tokenizer(texts, split_special_tokens=True, verbose=False, **options).input_ids)
 
 
 def _example(prompt: list[int], completion: list[int]) -> Example:
     labels = [-100] * len(prompt) + completion
-    return {"input_ids": prompt + completion, "labels": labels, "attention_mask": [1] * len(labels)}
+    return Example(input_ids=prompt + completion, labels=labels, attention_mask=[1] * len(labels))

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llama2tut.saving import Position, publish_adapter, read_position, save_checkpoint, writing
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
 from llama2tut.packing import collate
 from llama2tut.runs import METRICS_NAME, RunConfig
+from llama2tut.saving import Position, publish_adapter, read_position, save_checkpoint, writing
 from llama2tut.schedule import Schedule, plan
 
 _SAVE_EVERY = 600  # seconds
@@ -46,7 +46,8 @@ class TrainingRun:
 
     def __init__(self, config: RunConfig, console: Console, checkpoint: Any, prepare: Callable[[Any], None],
                  score: Callable[[Any], dict[str, float]] | None = None) -> None:
-        self.config, self.console, self.checkpoint, self.prepare, self.score = config, console, checkpoint, prepare, score
+        self.config, self.console, self.checkpoint = config, console, checkpoint
+        self.prepare, self.score = prepare, score
         self.at = read_position(checkpoint) if checkpoint else Position()
         self.schedule: Schedule | None = None
         self.validation: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ class TrainingRun:
     # Doors of compat.py.
 
     def on_model(self, model: Any) -> None:
-        """The wrapped model, before its optimizer is made: resumed weights, kernels, and the hooks that see the loss."""
+        """The wrapped model, before its optimizer is made: kernels, resumed weights, hooks that see the loss."""
         import torch
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -113,7 +114,8 @@ class TrainingRun:
         """Ride on every optimizer step and catch Ctrl-C and SIGTERM, for as long as upstream's `main` runs."""
         from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-        handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
+        handles = [register_optimizer_step_pre_hook(self._before_step),
+                   register_optimizer_step_post_hook(self._after_step)]
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -203,7 +205,8 @@ class TrainingRun:
         request = self.config.request
         # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
         width = request.context_length if request.packing and self.config.device == "cuda" else None
-        return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width, pad_id=0)
+        return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width,
+                       pad_id=0)
 
     def _record(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl in one write, so that a killed process leaves no half line."""

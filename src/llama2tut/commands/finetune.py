@@ -1,4 +1,4 @@
-"""`llama2tut finetune`: everything that can be refused is refused, then one run of the engine, then what people read."""
+"""`llama2tut finetune`: refuse all that can be refused, run the engine once, and write what people read."""
 
 import contextlib
 import dataclasses
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama2tut.building import default_output_dir, is_python
-from llama2tut.saving import newest_checkpoint, refuse_changed, writing
 from llama2tut.console import Console
 from llama2tut.errors import MachineError, UsageError, UserError
 from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve
 from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, package_versions
+from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
+from llama2tut.saving import newest_checkpoint, refuse_changed, writing
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import load_task
 from llama2tut.tasks import Task
@@ -51,7 +51,8 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     if request.gpus and not gpu_present():
         faults.append("--gpus 1: this machine shows no NVIDIA GPU; leave the flag out to train on the CPU")
     model = request.model or (DEFAULT_GPU if on_gpu else DEFAULT_CPU)
-    request = dataclasses.replace(request, model=model, output_dir=request.output_dir or default_output_dir(request.task),
+    folder = request.output_dir or default_output_dir(request.task)
+    request = dataclasses.replace(request, model=model, output_dir=folder,
                                   data=request.data or (task.default_data if task else None))
     if task and not request.data:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
@@ -124,7 +125,8 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
     if finished:
         raise UsageError(f"--output-dir {folder} holds a finished run; give another folder, or --force to replace it")
     if newest_checkpoint(folder):
-        raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with --force")
+        raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with "
+                         "--force")
     return False
 
 

@@ -1,0 +1,180 @@
+"""What infer and compare share: which model answers which rows, in which precision, as which token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2tut.building import is_python
+from llama2tut.console import Console
+from llama2tut.errors import DataError, UsageError, UserError
+from llama2tut.models import (
+    DEFAULT_CPU,
+    DEFAULT_GPU,
+    Adapter,
+    Checkpoint,
+    check_fit,
+    gpu_present,
+    read_adapter,
+    resolve,
+)
+from llama2tut.requests import CompareRequest, InferRequest, Precision, Quantization
+from llama2tut.sources import load_rows
+from llama2tut.task_files import load_task
+from llama2tut.tasks import Task
+
+_FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything about answering that is decided before a weight is loaded.
+
+    Attributes:
+        checkpoint: the base model.
+        adapters: those whose answers are wanted.
+        task: how rows become prompts; None for prompts as they are.
+        rows: the task's rows; [] where prompts were given instead.
+        prompts: texts, one a row.
+        source: where rows or prompts came from, for people.
+        device: `cuda` or `cpu`.
+        precision, quantization: of the base weights.
+        max_new_tokens: longest answer.
+    """
+
+    checkpoint: Checkpoint
+    adapters: tuple[Adapter, ...]
+    task: Task | None
+    rows: list[dict[str, str]]
+    prompts: list[str]
+    source: str
+    device: str
+    precision: Precision
+    quantization: Quantization
+    max_new_tokens: int
+
+
+def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
+           console: Console) -> Setting:
+    """Check models, adapters and rows together.
+
+    Args:
+        request: what was asked.
+        adapters: adapter folders, in the order of the columns.
+        prompts: given texts, or None for the task's rows.
+        console: for what is odd but not wrong.
+
+    Raises:
+        UserError: all that is wrong, before anything heavy is loaded.
+    """
+    faults: list[str] = []
+
+    def attempt(work: Any, *arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except UserError as error:
+            faults.extend(error.faults)
+            return None
+
+    read = [attempt(read_adapter, folder) for folder in adapters]
+    saved = read[0].request if read and read[0] else {}
+    name = request.task or (saved.get("task") if prompts is None else None)
+    if name and is_python(name):
+        faults.append(f"--task {name}: a Python task has no template to answer by; give --prompt-file, or a TASK.yaml")
+        name = None
+    elif name is None and prompts is None and not faults:
+        faults.append("--task is missing: the adapter names none; give samsum, arithmetic or a TASK.yaml")
+    task = attempt(load_task, name) if name else None
+    base = request.model or next((adapter.base for adapter in read if adapter), None) or (
+        DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
+    checkpoint = attempt(resolve, base)
+    rows: list[dict[str, str]] = []
+    source = "prompts"
+    if task and prompts is None:
+        own_data = saved.get("data") if saved.get("task") == name else None
+        # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
+        found = attempt(lambda: load_rows(task, request.data or own_data, seed=int(saved.get("seed", 42)),
+                                          splits=(request.split,)))
+        rows = list(getattr(found, request.split))[:request.limit] if found else []
+        source = found.source if found else ""
+        for note in found.notes if found else ():
+            console.warn(note)
+        if found and not rows:
+            faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
+    if faults:
+        raise UsageError(*faults)
+    for adapter in read:
+        check_fit(adapter, checkpoint)
+    on_gpu = gpu_present()
+    quantization = request.quantization or ((saved.get("quantization") or "4bit") if on_gpu and read else "none")
+    if request.precision == "fp16" and not on_gpu:
+        raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    return Setting(checkpoint=checkpoint, adapters=tuple(read), task=task, rows=rows,
+                   prompts=prompts if prompts is not None else [task.render(row) for row in rows] if task else [],
+                   source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
+                   precision=request.precision or ("bf16" if on_gpu else "fp32"),
+                   max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
+
+
+def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[int]]:
+    """Token ids of every prompt, over-long ones shortened as in training.
+
+    Raises:
+        DataError: a prompt does not fit the model beside its answer.
+    """
+    from llama2tut.tokenize import encode_prompt, plain_ids
+
+    room = setting.checkpoint.config.get("max_position_embeddings", 4096) - setting.max_new_tokens
+    task = setting.task
+    if task is None or not setting.rows:
+        encoded = plain_ids(tokenizer, setting.prompts)
+        if long := [number for number, ids in enumerate(encoded, 1) if len(ids) > room]:
+            raise DataError(f"prompt {long[0]} has {len(encoded[long[0] - 1]):,} tokens where {room:,} fit beside the "
+                            "answer; shorten it, or lower --max-new-tokens")
+        return encoded
+    shortened, encoded = 0, []
+    for number, row in enumerate(setting.rows, 1):
+        try:
+            ids, cut = encode_prompt(tokenizer, task, row, room)
+        except DataError as error:
+            raise DataError(f"{setting.source}, row {number}: {error}") from None
+        encoded.append(ids)
+        shortened += cut
+    if shortened:
+        console.note(f"{shortened:,} of {len(encoded):,} prompts were shortened at their front to fit {room:,} tokens")
+    return encoded
+
+
+def read_prompts(path: Path) -> list[str]:
+    """A text file is one prompt; a .jsonl has one object with `prompt` a line.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no such object; file and line are named.
+    """
+    import json
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"--prompt-file {path} cannot be read ({error.strerror}); give a text or .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompt-file {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    if path.suffix != ".jsonl":
+        if not text.strip():
+            raise DataError(f"--prompt-file {path} is empty; write a prompt into it")
+        return [text]
+    prompts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            prompt = None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f'--prompt-file {path}, line {number}: not an object like '
+                            '{{"prompt": "text"}}; mend the line')
+        prompts.append(prompt)
+    if not prompts:
+        raise DataError(f"--prompt-file {path} holds no prompt; write one object with `prompt` a line")
+    return prompts

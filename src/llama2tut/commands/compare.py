@@ -1,0 +1,142 @@
+"""`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
+
+import dataclasses
+import importlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
+from llama2tut.comparison import ComparedRow, Comparison
+from llama2tut.console import Console
+from llama2tut.errors import UsageError
+from llama2tut.models import newest_adapter
+from llama2tut.report import card_scores, read_metrics
+from llama2tut.requests import CompareRequest
+from llama2tut.runs import package_versions, write_whole
+from llama2tut.saving import writing
+from llama2tut.scoring import Difference, Scores, paired_difference, score
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """A comparison in the form that was asked for, and whether it passed its gates."""
+
+    comparison: Comparison
+    text: str
+    exit_code: int = 0
+
+
+def run(request: CompareRequest, console: Console) -> CompareResult:
+    """Compare, render, and check the gates.
+
+    Raises:
+        UserError: what is wrong with models, rows or flags, before weights are loaded.
+    """
+    from llama2tut import render
+
+    prompts = read_prompts(request.prompt_file) if request.prompt_file else None
+    adapters = request.adapter or (newest_adapter(),)
+    if len({path.resolve() for path in adapters}) < len(adapters):
+        raise UsageError("--adapter names one folder twice; give each once")
+    setting = settle(request, adapters, prompts, console)
+    scored = bool(setting.rows and setting.task and setting.task.metric != "none")
+    render.check_show(request.show, scored)
+    if not scored and (request.fail_under is not None or request.fail_if_worse):
+        raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
+    if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
+        raise UsageError(f"--output {request.output} is no file in a folder that exists; give another")
+    if not request.adapter:
+        console.note(f"adapter: {adapters[0]}")
+    comparison = compare(setting, request, console)
+    if scored and request.limit is None and request.split == "test":
+        card_scores(adapters, comparison)
+    width = shutil.get_terminal_size().columns
+    shown = _render("table", comparison, request, width, console)
+    if request.output:
+        with writing(request.output):
+            write_whole(request.output, _render(request.format, comparison, request, width, console))
+        console.note(f"written: {request.output}")
+    else:
+        shown = _render(request.format, comparison, request, width, console)
+    return CompareResult(comparison, shown, 3 if _gates(comparison, request, console) else 0)
+
+
+def compare(setting: Setting, request: CompareRequest, console: Console) -> Comparison:
+    """Answer with every column and score the answers."""
+    from llama2tut.generate import Sampling, load
+
+    generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
+                     precision=setting.precision, device=setting.device)
+    ids = prompt_ids(setting, generator.tokenizer, console)
+    sampling = Sampling(max_new_tokens=setting.max_new_tokens, seed=request.seed)
+    columns: list[tuple[str, ...]] = []
+    rates: list[float] = []
+    for adapter in (None, *range(len(setting.adapters))):
+        name = "base" if adapter is None else str(setting.adapters[adapter].path)
+        found = generator.answers(ids, adapter=adapter, settings=sampling, batch_size=request.batch_size,
+                                  progress=partial(_progress, console, name))
+        columns.append(found.texts)
+        rates.append(found.new_tokens / max(found.seconds, 1e-9))
+    task = setting.task if setting.rows else None
+    references = [row[task.reference] for row in setting.rows] if task else None
+    scores: tuple[Scores, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    values: Sequence[Sequence[float | None]] = [[None] * len(ids) for _ in columns]
+    if task and references and task.metric != "none":
+        scores = tuple(score(task, column, references, request.seed) for column in columns)
+        per_row = [item.per_row[str(item.headline)] for item in scores]
+        values = per_row
+        differences = tuple(paired_difference(per_row[0], tuned, request.seed) for tuned in per_row[1:])
+    rows = tuple(ComparedRow(prompt=prompt, reference=references[at] if references else None,
+                             answers=tuple(column[at] for column in columns),
+                             values=tuple(column[at] for column in values))
+                 for at, prompt in enumerate(setting.prompts))
+    settings = {"split": request.split if task else None, "data": setting.source, "device": setting.device,
+                "quantization": setting.quantization, "precision": setting.precision,
+                "max_new_tokens": setting.max_new_tokens, "seed": request.seed, "versions": package_versions()}
+    first = setting.adapters[0]
+    return Comparison(task=setting.task.name if setting.task else None, model=setting.checkpoint.name,
+                      adapters=tuple(str(adapter.path) for adapter in setting.adapters), rows=rows, scores=scores,
+                      differences=differences, tokens_per_second=tuple(rates), settings=settings,
+                      recipe=first.request, metrics=tuple(read_metrics(first.path)))
+
+
+def _progress(console: Console, name: str, done: int, total: int) -> None:
+    console.progress(f"{name}: {done:,}/{total:,} answers", last=done == total)
+
+
+def _render(form: str, comparison: Comparison, request: CompareRequest, width: int, console: Console) -> str:
+    from llama2tut import render
+
+    if form == "html":
+        return importlib.import_module("llama2tut.page").page(comparison)  # type: ignore[no-any-return]
+    if form == "json":
+        return render.json(comparison)
+    typed = request.show != next(field.default for field in dataclasses.fields(request) if field.name == "show")
+    if form == "csv":
+        return render.csv(comparison, show=request.show if typed else "all", spreadsheet_safe=request.spreadsheet_safe)
+    if form == "markdown":
+        return render.markdown(comparison, request.show)
+    encoding = getattr(console.out, "encoding", None) or "utf-8"
+    ascii_only = encoding.lower().replace("-", "") not in ("utf8", "utf16", "utf32", "gb18030")
+    return render.table(comparison, show=request.show, width=width, ascii=ascii_only,
+                        color=console.out.isatty() and "NO_COLOR" not in os.environ)
+
+
+def _gates(comparison: Comparison, request: CompareRequest, console: Console) -> bool:
+    """Whether a gate was not met; says which."""
+    missed = False
+    for number, path in enumerate(comparison.adapters):
+        scores: Any = comparison.scores[number + 1] if comparison.scores else None
+        if request.fail_under is not None and scores.means[scores.headline] < request.fail_under:
+            console.note(f"llama2tut: gate not met: {path} has {scores.headline} "
+                         f"{scores.means[scores.headline]:.4g}, under {request.fail_under:g}")
+            missed = True
+        if request.fail_if_worse and comparison.differences[number].interval[1] < 0:
+            console.note(f"llama2tut: gate not met: {path} is worse than the base beyond chance")
+            missed = True
+    return missed

@@ -1,0 +1,159 @@
+"""`llama2tut infer`: answers of the base or the tuned model to a prompt, a file of prompts, or a task's rows."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
+from llama2tut.console import Console, visible
+from llama2tut.errors import DataError, UsageError
+from llama2tut.requests import InferRequest
+from llama2tut.saving import writing
+from llama2tut.task_files import load_task
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What is left to print once everything has been streamed or written."""
+
+    text: str = ""
+    exit_code: int = 0
+
+
+def run(request: InferRequest, console: Console) -> InferResult:
+    """Answer, and write each answer as soon as it is there.
+
+    Raises:
+        UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
+    """
+    prompts = _prompts(request)
+    setting = settle(request, [request.adapter] if request.adapter else [], prompts, console)
+    done = _rows_done(request.output, setting) if request.output else 0
+    if done == len(setting.prompts):
+        return InferResult(f"{request.output}\n")
+    from llama2tut.generate import Sampling, load
+
+    generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
+                     precision=setting.precision, device=setting.device)
+    ids = prompt_ids(setting, generator.tokenizer, console)
+    sampling = Sampling(max_new_tokens=setting.max_new_tokens, do_sample=request.do_sample,
+                        temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
+                        repetition_penalty=request.repetition_penalty, seed=request.seed)
+    adapter = 0 if setting.adapters else None
+    if len(ids) == 1 and prompts is not None and not request.output:
+        for piece in generator.stream(ids[0], adapter=adapter, settings=sampling):
+            console.write(visible(piece) if console.out.isatty() else piece)
+        return InferResult("\n")
+    answers = generator.iter_answers(ids[done:], adapter=adapter, settings=sampling, batch_size=request.batch_size,
+                                     first=done)
+    if request.output:
+        _append(request.output, _records(setting, answers, done), len(ids), done, console)
+        return InferResult(f"{request.output}\n")
+    for record in _records(setting, answers, done):
+        console.write(json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n")
+    return InferResult()
+
+
+def _prompts(request: InferRequest) -> list[str] | None:
+    """The given texts, through the task's template where one is named; None where the task's rows are wanted.
+
+    Raises:
+        UsageError: no prompt, or several ways of giving one.
+    """
+    given = [name for name in ("prompt", "prompt_file") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise UsageError("--prompt and --prompt-file exclude each other; give one of them")
+    if not given and request.task:
+        return None
+    if request.output and not given:
+        raise UsageError("--output is for rows: give --task, or --prompt-file with a .jsonl")
+    if request.prompt is not None:
+        texts = [request.prompt]
+    elif request.prompt_file:
+        texts = read_prompts(request.prompt_file)
+    else:
+        texts = [_standard_input()]
+    if not request.task or request.raw:
+        return texts
+    task = load_task(request.task)
+    if len(task.prompt_columns) != 1:
+        raise UsageError(f"--task {request.task} fills {', '.join(task.prompt_columns)} into its prompt, which one text "
+                         "cannot; give the whole prompt with --raw")
+    return [task.render({task.prompt_columns[0]: text}) for text in texts]
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise UsageError("there is no prompt; give --prompt TEXT, --prompt-file FILE, --task TASK, or text on standard "
+                         "input")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: byte {error.start} is not UTF-8; give UTF-8 text") from None
+    if not text.strip():
+        raise UsageError("standard input is empty; give a prompt there, or with --prompt TEXT")
+    return text.removesuffix("\n")
+
+
+def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
+    """One object a row, in input order however the batches were made up."""
+    from llama2tut.scoring import score
+
+    waiting: dict[int, str] = {}
+    at = first
+    for answer in answers:
+        waiting[first + answer.index] = answer.text
+        while at in waiting:
+            record: dict[str, Any] = {"prompt": setting.prompts[at], "completion": waiting.pop(at)}
+            if setting.task and setting.rows:
+                record["reference"] = setting.rows[at][setting.task.reference]
+                if setting.task.metric != "none":
+                    scores = score(setting.task, [record["completion"]], [record["reference"]], seed=0)
+                    record |= {name: values[0] for name, values in scores.per_row.items()}
+            yield record
+            at += 1
+
+
+def _append(path: Path, records: Iterator[dict[str, Any]], total: int, done: int, console: Console) -> None:
+    """Append whole lines, so that what was answered stays answered whenever the run ends."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        for number, record in enumerate(records, done + 1):
+            with writing(path):
+                os.write(handle, (json.dumps(record, ensure_ascii=False) + "\n").encode())
+            console.progress(f"{number:,}/{total:,} rows", last=number == total)
+    finally:
+        os.close(handle)
+
+
+def _rows_done(path: Path, setting: Setting) -> int:
+    """Rows that an earlier, interrupted run of the same prompts wrote.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    if not path.exists():
+        return 0
+    if path.is_dir():
+        raise DataError(f"--output {path} is a folder; give a FILE.jsonl")
+    other = f"--output {path} holds other rows than these prompts; give another file, or remove it"
+    with writing(path):
+        data = path.read_bytes()
+    lines = data.split(b"\n")
+    if lines[-1]:
+        raise DataError(f"--output {path} ends in half a line; remove that line, or give another file")
+    if len(lines) - 1 > len(setting.prompts):
+        raise DataError(other)
+    for line, prompt in zip(lines[:-1], setting.prompts, strict=False):
+        try:
+            if json.loads(line)["prompt"] != prompt:
+                raise DataError(other)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(other) from None
+    return len(lines) - 1
