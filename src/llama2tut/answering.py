@@ -173,7 +173,7 @@ def read_prompts(path: Path) -> list[str]:
             prompt = None
         if not isinstance(prompt, str) or not prompt.strip():
             raise DataError(f'--prompt-file {path}, line {number}: not an object like '
-                            '{{"prompt": "text"}}; mend the line')
+                            '{"prompt": "text"}; mend the line')
         prompts.append(prompt)
     if not prompts:
         raise DataError(f"--prompt-file {path} holds no prompt; write one object with `prompt` a line")

@@ -8,6 +8,7 @@ a function of this file and leaves `data_path` empty or at a data folder:
 """
 
 import random
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from llama2tut.building import is_python
 from llama2tut.errors import DataError
 from llama2tut.examples import Example, Examples, as_examples
 from llama2tut.packing import collate
+from llama2tut.readers import numbered
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import read_run
 from llama2tut.sources import load_rows
@@ -90,17 +92,36 @@ def _collator(tokenizer: Any) -> Collator:
 
 
 def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> list[Example]:
-    """The examples of a reader's own Python file, as upstream would ask for them."""
+    """The examples of a reader's own Python file, as upstream would ask for them.
+
+    Raises:
+        DataError: no such file or function, whatever the file itself raises, or examples that cannot be trained on.
+    """
     from llama_cookbook.configs.datasets import custom_dataset
     from llama_cookbook.datasets.custom_dataset import load_module_from_py_file
 
     path, _, name = request.task.partition(":")
-    config = custom_dataset(file=path, data_path=request.data or "")
-    function = getattr(load_module_from_py_file(path), name or "get_custom_dataset", None)
-    if function is None:
-        raise DataError(f"{path} has no function {name or 'get_custom_dataset'}; define it, or name another as "
-                        f"--task {path}:FUNCTION")
-    return as_examples(function(config, tokenizer, split), request.task)
+    name = name or "get_custom_dataset"
+    where = f"--task {request.task}, {split}"
+    if not Path(path).is_file():
+        raise DataError(f"--task {path}: no such file; name a Python file, or a TASK.yaml")
+    config = custom_dataset(file=request.task, data_path=request.data or "")
+    try:
+        module = load_module_from_py_file(path)
+        if not hasattr(module, name):
+            raise DataError(f"--task {path} has no function {name}; define it, or name another, as {path}:FUNCTION")
+        examples = as_examples(getattr(module, name)(config, tokenizer, split), where)
+    except DataError:
+        raise
+    except Exception as error:  # the reader's own code may raise anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f"{path} line {lines[-1]}" if lines else path
+        raise DataError(f"{where}: {type(error).__name__}: {error} ({place}); mend it there") from error
+    if long := [number for number, example in enumerate(examples, 1)
+                if len(example["input_ids"]) > request.context_length]:
+        raise DataError(f"{where}: longer than {request.context_length:,} tokens: "
+                        f"{numbered(long).replace('row', 'example')}; raise --context-length, or cut them in the file")
+    return examples
 
 
 def _seeded_head(rows: list[Row], seed: int, limit: int | None) -> list[Row]:

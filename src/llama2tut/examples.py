@@ -42,5 +42,5 @@ def as_examples(rows: Iterable[Mapping[str, Any]], source: str) -> list[Example]
                             "-100 only on the prompt")
         examples.append(Example(input_ids=ids, labels=labels, attention_mask=[1] * len(ids)))
     if not examples:
-        raise DataError(f"{source} returned no examples; return at least one for each split")
+        raise DataError(f"{source}: there is no example; return at least one for each split")
     return examples
