@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama2tut.building import is_python
+from llama2tut.console import Console
 from llama2tut.errors import DataError
 from llama2tut.examples import Example, Examples, as_examples
 from llama2tut.packing import collate
 from llama2tut.readers import numbered
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import read_run
-from llama2tut.sources import load_rows
+from llama2tut.sources import SPLITS, load_rows
 from llama2tut.task_files import load_task
 from llama2tut.tasks import ARITHMETIC, SAMSUM, Task
 from llama2tut.tokenize import encode_rows
 
 Row = TypeVar("Row")
 Collator = Callable[[list[Any]], Any]
+_LONGEST = 4096  # tokens in the tutorial's form, which does not hear of `context_length`: upstream's own default
 
 
 def get_custom_dataset(dataset_config: Any, tokenizer: Any, split: str) -> Examples:
@@ -74,9 +76,16 @@ def _preprocessed(task: Task, dataset_config: Any, tokenizer: Any, split: str) -
     # llama-cookbook issue 828: the collator look-up calls the data set's function with the tokenizer alone.
     if tokenizer is None:
         return _collator(dataset_config)
-    rows = load_rows(task, dataset_config.data_path or None, seed=42, splits=("train", "validation"))
-    # Upstream truncates nothing in its padding strategy either; 4,096 is its own default context length.
-    examples, shortened = encode_rows(tokenizer, task, getattr(rows, split), 4096, f"{rows.source}, {split}")
+    if split not in SPLITS:
+        raise DataError(f"custom_dataset has no split {split}; name two of {', '.join(SPLITS)}")
+    rows = load_rows(task, dataset_config.data_path or None, seed=42, splits=(split,))
+    examples, shortened = encode_rows(tokenizer, task, getattr(rows, split), _LONGEST, f"{rows.source}, {split}")
+    console = Console()
+    for note in rows.notes:
+        console.warn(note)
+    if shortened:
+        console.note(f"{split}: {shortened:,} of {len(examples):,} rows were longer than {_LONGEST:,} tokens and were "
+                     "shortened at their front")
     return Examples(examples, split, shortened)
 
 
