@@ -1,0 +1,122 @@
+"""What a checkpoint folder holds, checked from JSON and safetensors headers alone; no weights are read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama2tut.errors import ModelError
+
+_COPY_AGAIN = "copy or download it again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): {_COPY_AGAIN}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}): {_COPY_AGAIN}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object: {_COPY_AGAIN}")
+    return value
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in a safetensors file, by name.
+
+    Raises:
+        ModelError: the file is missing, is no safetensors file, or its length is not what its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")  # the file: 8 bytes of length, a JSON header, the data
+            header = json.loads(file.read(min(length, size)))
+        header.pop("__metadata__", None)
+        whole = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
+        shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): {_COPY_AGAIN}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{path} is no safetensors file or was cut short: {_COPY_AGAIN}") from None
+    if size != whole:
+        raise ModelError(f"{path} has {size:,} bytes where its header asks for {whole:,}: {_COPY_AGAIN}")
+    return shapes
+
+
+def llama_config(folder: Path) -> dict[str, Any]:
+    """config.json of a Llama checkpoint.
+
+    Raises:
+        ModelError: not a Llama, or a size is missing from it.
+    """
+    if not (folder / "config.json").is_file():
+        is_adapter = (folder / "adapter_config.json").is_file()
+        raise ModelError(f"{folder} is an adapter, not a model: give it as --adapter" if is_adapter else
+                         f"{folder} has no config.json: give the folder that a model was saved to")
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "llama":
+        raise ModelError(f"{folder} is a {config.get('model_type')!r} checkpoint; llama-recipes trains 'llama' only: "
+                         "give a model with \"model_type\": \"llama\" in its config.json")
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    wrong = [key for key in sizes if type(config.get(key)) is not int or config[key] < 1]
+    if wrong:
+        raise ModelError(f"{folder / 'config.json'} has no {', '.join(wrong)}: {_COPY_AGAIN}")
+    return config
+
+
+def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of one decoder layer, by name (`self_attn.q_proj` …)."""
+    hidden, ffn, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    head = config.get("head_dim") or hidden // heads
+    query, key_value = heads * head, (config.get("num_key_value_heads") or heads) * head
+    attention = {"q_proj": (hidden, query), "k_proj": (hidden, key_value), "v_proj": (hidden, key_value),
+                 "o_proj": (query, hidden)}
+    mlp = {"gate_proj": (hidden, ffn), "up_proj": (hidden, ffn), "down_proj": (ffn, hidden)}
+    return {f"self_attn.{name}": shape for name, shape in attention.items()} | {
+        f"mlp.{name}": shape for name, shape in mlp.items()}
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that holds a whole Llama checkpoint: config, safetensors weights, tokenizer.
+
+    Weights that are not in the files would silently be made up at random by transformers, so each is looked for.
+
+    Raises:
+        ModelError: something is missing, cut short, pickled, quantised already or of another shape.
+    """
+    config = llama_config(folder)
+    index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index} names no weights: {_COPY_AGAIN}")
+        files = sorted({str(file) for file in weight_map.values()})
+    elif not (folder / files[0]).is_file() and any(folder.glob("*.bin")) | any(folder.glob("*.pt[h]")):
+        raise ModelError(f"{folder} holds pickled weights, which can run code and are never opened: save the model "
+                         "with save_pretrained(…, safe_serialization=True), or choose one in safetensors")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        shapes |= tensor_shapes(folder / file)
+    expected = {"model.embed_tokens.weight": (config["vocab_size"], config["hidden_size"]),
+                "model.norm.weight": (config["hidden_size"],)}
+    if not config.get("tie_word_embeddings"):
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    for layer in range(config["num_hidden_layers"]):
+        for name, (inputs, outputs) in linear_shapes(config).items():
+            expected[f"model.layers.{layer}.{name}.weight"] = (outputs, inputs)
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            found = f"of shape {shapes[name]}" if name in shapes else "missing"
+            raise ModelError(f"{folder}: {name} is {found} where config.json asks for {shape}: give a complete, "
+                             "unquantised checkpoint")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ModelError(f"{folder} has no tokenizer.json or tokenizer.model: copy the tokenizer's files there too")
+    return config
