@@ -1,0 +1,231 @@
+"""Answers of a base model and its adapters, from one load of the base weights, many prompts at a time.
+
+    generator = load(checkpoint, [adapter], quantization="none", precision="fp32", device="cpu")
+    generator.answers(prompts, adapter=0).texts         # of the first adapter
+    generator.answers(prompts, adapter=None).texts      # of the base model: the same weights, adapters switched off
+
+Batches are sorted by length and padded on the left. A row that has ended leaves its batch, and a batch that does not
+fit the GPU is halved. In float32 no answer depends on how prompts were batched, sampled ones included.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from llama2tut.errors import DataError, MachineError, ModelError
+from llama2tut.models import Adapter, Checkpoint
+from llama2tut.sampling import Picker, Sampling
+
+_GREEDY = Sampling()
+_LARGEST = {"cpu": (128, 8_192), "cuda": (256, 131_072)}  # most rows and most tokens of a batch unless the user says
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All prompts' answers in the order of the prompts, how many tokens they took (eos too), and how many seconds."""
+
+    texts: list[str]
+    new_tokens: int
+    seconds: float
+
+
+def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: str, precision: str,
+         device: str) -> "Generator":
+    """Load the base weights once, and each adapter beside the others.
+
+    Args:
+        checkpoint: the base model.
+        adapters: any number of LoRA adapters that fit it.
+        quantization: `4bit` (nf4, double quantisation), `8bit`, or `none`.
+        precision: `bf16`, `fp16` or `fp32`: to compute in, and to store what is not quantised.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ModelError: the weights cannot be fetched or read.
+        MachineError: they do not fit the GPU.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    config: Any = BitsAndBytesConfig
+    if quantization == "4bit":
+        config = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                        bnb_4bit_compute_dtype=dtype)
+    else:
+        config = config(load_in_8bit=True) if quantization == "8bit" else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        model: Any = LlamaForCausalLM.from_pretrained(
+            checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
+            quantization_config=config)
+    except torch.OutOfMemoryError:
+        raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
+                           "--model") from None
+    except OSError as error:
+        raise ModelError(f"{checkpoint.name} cannot be loaded ({str(error).splitlines()[0]}): fetch it again, or give "
+                         "another --model") from None
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))  # as in training
+    ends = model.generation_config.eos_token_id
+    eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    switch: Any = None
+    for number, adapter in enumerate(adapters):
+        if switch is None:
+            switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number))
+        else:
+            switch.load_adapter(adapter.path, adapter_name=str(number))
+    return Generator(model.eval(), switch, tokenizer, frozenset(eos))
+
+
+class Generator:
+    """Loaded weights that answer prompts.
+
+    Args:
+        model: a LlamaForCausalLM, its linear layers already carrying the adapters.
+        switch: the PeftModel around it whose adapters are named "0", "1" …; None: the model answers as it is.
+        tokenizer: the base model's.
+        eos: token ids that end an answer.
+    """
+
+    def __init__(self, model: Any, switch: Any, tokenizer: Any, eos: frozenset[int]) -> None:
+        self.tokenizer = tokenizer
+        self._model = model
+        self._switch = switch
+        self._eos = eos
+        self._fits: int | None = None  # rows to try next, once a batch has run out of memory
+
+    def answers(self, prompts: Sequence[list[int]], *, adapter: int | None, sampling: Sampling = _GREEDY,
+                batch_size: int | None = None, progress: Callable[[int], None] | None = None) -> Answers:
+        """Answer all prompts; `progress` is called with the number of those answered so far.
+
+        The other arguments and what is raised: as for `iter_answers`.
+        """
+        started = time.perf_counter()
+        texts, total = [""] * len(prompts), 0
+        found = self.iter_answers(prompts, adapter=adapter, sampling=sampling, batch_size=batch_size)
+        for done, (index, text, new_tokens) in enumerate(found, 1):
+            texts[index] = text
+            total += new_tokens
+            if progress:
+                progress(done)
+        return Answers(texts, total, time.perf_counter() - started)
+
+    def iter_answers(self, prompts: Sequence[list[int]], *, adapter: int | None, sampling: Sampling = _GREEDY,
+                     batch_size: int | None = None, first_row: int = 0) -> Iterator[tuple[int, str, int]]:
+        """(index, text without special tokens, new tokens) of each prompt, as batches finish.
+
+        Prompts are sorted within windows of a few batches, so that answers come roughly in order.
+
+        Args:
+            prompts: token ids.
+            adapter: which of the loaded adapters answers; None: the base model.
+            sampling: how tokens are picked.
+            batch_size: prompts at a time; None: what measured well.
+            first_row: number of the first prompt, by which sampling is seeded: the rest of a file is answered as if
+                all of it were.
+
+        Raises:
+            DataError: an empty prompt.
+            MachineError: a single prompt does not fit the GPU.
+        """
+        import torch
+
+        if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt]:
+            raise DataError(f"prompt {first_row + empty[0]} is empty: give it some text")
+        most_rows, most_tokens = _LARGEST[self._model.device.type]
+        window = 2 * max(most_rows, batch_size or 0)
+        todo: list[int] = []
+        begun = 0
+        while todo or begun < len(prompts):
+            if not todo:  # longest first: what does not fit shows at once
+                todo = sorted(range(begun, min(begun + window, len(prompts))), key=lambda row: -len(prompts[row]))
+                begun += len(todo)
+            room = max(1, min(most_rows, most_tokens // (len(prompts[todo[0]]) + sampling.max_new_tokens)))
+            rows = todo[:min(batch_size or room, self._fits or window)]
+            try:
+                tokens = self._decode([prompts[row] for row in rows], adapter, sampling,
+                                      [first_row + row for row in rows])
+            except torch.OutOfMemoryError:
+                tokens = None  # the exception holds on to the batch's tensors until this block is left
+            if tokens is None:
+                if len(rows) == 1:
+                    raise MachineError("one prompt at a time runs out of GPU memory: use --quantization 4bit, a lower "
+                                       "--max-new-tokens, or a smaller --model")
+                self._fits = len(rows) // 2
+                torch.cuda.empty_cache()
+                continue
+            todo = todo[len(rows):]
+            for row, ids in zip(rows, tokens, strict=True):
+                yield row, self.tokenizer.decode(ids, skip_special_tokens=True), len(ids)
+
+    def stream(self, prompt: list[int], *, adapter: int | None, sampling: Sampling = _GREEDY) -> Iterator[str]:
+        """One prompt's answer in pieces, as they come; together they are its text."""
+        ids: list[int] = []
+        shown = ""
+        with self._only(adapter):
+            for [(_, token)] in self._steps([prompt], sampling, [0]):
+                ids.append(token)
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                if text != shown and not text.endswith("\ufffd"):  # else a character's tokens are not complete yet
+                    yield text[len(shown):]
+                    shown = text
+        if rest := self.tokenizer.decode(ids, skip_special_tokens=True)[len(shown):]:
+            yield rest
+
+    def _only(self, adapter: int | None) -> AbstractContextManager[Any]:
+        """While it lasts, the model answers with this adapter alone, or with none."""
+        if self._switch is None:
+            return nullcontext()
+        if adapter is None:
+            return self._switch.disable_adapter()  # type: ignore[no-any-return]  # peft is untyped
+        self._switch.set_adapter(str(adapter))
+        return nullcontext()
+
+    def _decode(self, prompts: list[list[int]], adapter: int | None, sampling: Sampling,
+                numbers: list[int]) -> list[list[int]]:
+        """New token ids of each prompt, eos included; all in one batch."""
+        found: list[list[int]] = [[] for _ in prompts]
+        with self._only(adapter):
+            for step in self._steps(prompts, sampling, numbers):
+                for row, token in step:
+                    found[row].append(token)
+        return found
+
+    def _steps(self, prompts: list[list[int]], sampling: Sampling,
+               numbers: list[int]) -> Iterator[list[tuple[int, int]]]:
+        """One step at a time, (row, new token) of each row that has not ended.
+
+        Not `model.generate`: that computes ended rows to the batch's end, and its repetition penalty sees the padding.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        device, longest = self._model.device, max(map(len, prompts))
+        pads = [longest - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)], device=device)
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=device)  # (B, T so far)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self._model.config)
+        pick = Picker(sampling, prompts, numbers, device)
+        rows = list(range(len(prompts)))
+        for _ in range(sampling.max_new_tokens):
+            with torch.inference_mode():
+                logits = self._model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache,
+                                     use_cache=True, logits_to_keep=1).logits[:, -1].float()
+                ids = pick(logits)[:, None]
+            tokens = ids[:, 0].tolist()
+            yield list(zip(rows, tokens, strict=True))
+            kept = [place for place, token in enumerate(tokens) if token not in self._eos]
+            if not kept:
+                return
+            if len(kept) < len(rows):
+                rows = [rows[place] for place in kept]
+                ids, mask, places = ids[kept], mask[kept], places[kept]
+                cache.batch_select_indices(torch.tensor(kept, device=device))
+                pick.keep(kept)
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            places = places[:, -1:] + 1
