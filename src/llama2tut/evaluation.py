@@ -1,7 +1,11 @@
-"""The validation loss: the mean over all trained tokens, on the device that the model is on."""
+"""How a model under training does on validation rows: its loss over all trained tokens, and its answers' score."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from llama2tut.runs import RunConfig
+from llama2tut.sources import Rows
+from llama2tut.tasks import Task
 
 
 def token_weighted_loss(model: Any, batches: Iterable[dict[str, Any]]) -> float:
@@ -30,3 +34,41 @@ def token_weighted_loss(model: Any, batches: Iterable[dict[str, Any]]) -> float:
     finally:
         model.train(was_training)
     return total / count if count else float("nan")
+
+
+def answer_scorer(config: RunConfig, task: Task, rows: Rows) -> Callable[[Any], dict[str, float]]:
+    """For `--eval-generate N`: a function that answers the first N validation rows and gives the mean scores.
+
+    Returns:
+        model -> {"eval_exact_match": 0..1} or {"eval_rouge1": …, "eval_rouge2": …, "eval_rougeL": … (F1 x 100)}.
+    """
+    chosen = rows.validation[: config.request.eval_generate]
+
+    def scores(model: Any) -> dict[str, float]:
+        import torch
+        from transformers import AutoTokenizer
+
+        from llama2tut.generate import Generator
+        from llama2tut.sampling import Sampling
+        from llama2tut.scoring import score
+        from llama2tut.tokenize import encode_prompt
+
+        tokenizer = AutoTokenizer.from_pretrained(config.model_path)
+        room = config.request.context_length - task.max_new_tokens
+        prompts = [encode_prompt(tokenizer, task, row, room)[0] for row in chosen]
+        base = model.get_base_model()
+        was_training, attention = model.training, base.config._attn_implementation
+        model.eval()
+        # Padded prompts of many lengths: no kernels are compiled for them, and sdpa takes their masks.
+        base.set_attn_implementation("sdpa")
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                generator = Generator(base, None, tokenizer, frozenset({tokenizer.eos_token_id}))
+                answers = generator.answers(prompts, adapter=None, sampling=Sampling(max_new_tokens=task.max_new_tokens))
+        finally:
+            base.set_attn_implementation(attention)
+            model.train(was_training)
+        found = score(task, answers.texts, [row[task.reference] for row in chosen], seed=config.request.seed)
+        return {f"eval_{name}": found.means[name] for name in found.per_row}
+
+    return scores

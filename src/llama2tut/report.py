@@ -74,6 +74,15 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
              color="#d9541e", linewidth=3, markersize=9, label="validation")
     top.set_ylabel("loss", fontsize=16)
     top.legend(fontsize=15, frameon=False)
+    scored = [(entry["step"], entry[name]) for entry in evaluations
+              for name in ("eval_exact_match", "eval_rougeL") if name in entry]
+    if scored:
+        right = top.twinx()
+        right.plot(*zip(*scored, strict=True), "s--", color="#2b8a3e", linewidth=2, markersize=8)
+        right.set_ylabel("exact match" if max(value for _, value in scored) <= 1 else "ROUGE-L", fontsize=14,
+                         color="#2b8a3e")
+        right.tick_params(labelsize=13)
+        right.set_ylim(bottom=0)
     bottom.plot(x, [entry["lr"] for entry in steps], color="#555555", linewidth=3)
     bottom.set_ylabel("learning rate", fontsize=13)
     bottom.set_xlabel("step", fontsize=16)

@@ -122,15 +122,21 @@ def refuse_changed(config: RunConfig) -> None:
         raise UsageError(*(f"--resume: {fault}; put it back, or start anew with --force" for fault in faults))
 
 
-def publish_adapter(output_dir: Path, model: Any) -> None:
-    """Put the model's adapter, as it is now, at the top of the output folder; the weights move in last."""
-    beside = output_dir / f".adapter.{os.getpid()}"
+def publish(output_dir: Path, part: Any) -> None:
+    """Put an adapter or a tokenizer, as it is now, at the top of the output folder; weights move in last.
+
+    Args:
+        output_dir: the run's folder.
+        part: has `save_pretrained`; a model card that it writes is left out, ours is the one to read.
+    """
+    beside = output_dir / f".publish.{os.getpid()}"
     with writing(output_dir):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
-            model.save_pretrained(beside, safe_serialization=True)
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                os.replace(beside / name, output_dir / name)
+            part.save_pretrained(beside)
+            for file in sorted(beside.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+                if file.name != "README.md":
+                    os.replace(file, output_dir / file.name)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -17,7 +17,7 @@ from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
 from llama2tut.packing import collate
 from llama2tut.runs import METRICS_NAME, RunConfig
-from llama2tut.saving import Position, publish_adapter, read_position, save_checkpoint, writing
+from llama2tut.saving import Position, publish, read_position, save_checkpoint, writing
 from llama2tut.schedule import Schedule, plan
 
 _SAVE_EVERY = 600  # seconds
@@ -62,7 +62,7 @@ class TrainingRun:
         self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
         self._signal: int | None = None
         self._saved_at = time.monotonic()
-        self._resumed_micro = self.at.micro
+        self._resumed_micro, self._resumed_step = self.at.micro, self.at.step
 
     # Doors of compat.py.
 
@@ -132,7 +132,7 @@ class TrainingRun:
             TrainingError: the validation loss is not finite; the adapter is kept.
         """
         if self.config.request.keep == "last" or self.at.best_loss is None:
-            publish_adapter(self.config.output_dir, self.model)
+            publish(self.config.output_dir, self.model)
         if self.at.best_loss is None:
             raise TrainingError(f"the validation loss is {self.last_validation_loss}; the adapter was kept in "
                                 f"{self.config.output_dir}, but do not trust it: train again with a lower --lr")
@@ -174,7 +174,7 @@ class TrainingRun:
         lr = optimizer.param_groups[0]["lr"]
         self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self.at.elapsed, 3)})
-        left = (self._plan.steps - step) * seconds
+        left = (self._plan.steps - step) * self.seconds / (step - self._resumed_step)
         self.console.progress(f"step {step:,}/{self._plan.steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s"
                               f"  {clock(left)} left", last=step == self._plan.steps)
         self._watch(step, loss)
@@ -239,7 +239,7 @@ class TrainingRun:
         if math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss):
             self.at = dataclasses.replace(self.at, best_loss=loss, best_step=step, since_best=0)
             if self.config.request.keep == "best":
-                publish_adapter(self.config.output_dir, self.model)
+                publish(self.config.output_dir, self.model)
             return
         self.at = dataclasses.replace(self.at, since_best=self.at.since_best + 1)
         patience = self.config.request.early_stopping_patience

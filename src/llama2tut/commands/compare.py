@@ -67,18 +67,19 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
 
 def compare(setting: Setting, request: CompareRequest, console: Console) -> Comparison:
     """Answer with every column and score the answers."""
-    from llama2tut.generate import Sampling, load
+    from llama2tut.generate import load
+    from llama2tut.sampling import Sampling
 
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
                      precision=setting.precision, device=setting.device)
     ids = prompt_ids(setting, generator.tokenizer, console)
     sampling = Sampling(max_new_tokens=setting.max_new_tokens, seed=request.seed)
-    columns: list[tuple[str, ...]] = []
+    columns: list[list[str]] = []
     rates: list[float] = []
     for adapter in (None, *range(len(setting.adapters))):
         name = "base" if adapter is None else str(setting.adapters[adapter].path)
-        found = generator.answers(ids, adapter=adapter, settings=sampling, batch_size=request.batch_size,
-                                  progress=partial(_progress, console, name))
+        found = generator.answers(ids, adapter=adapter, sampling=sampling, batch_size=request.batch_size,
+                                  progress=partial(_progress, console, name, len(ids)))
         columns.append(found.texts)
         rates.append(found.new_tokens / max(found.seconds, 1e-9))
     task = setting.task if setting.rows else None
@@ -105,7 +106,7 @@ def compare(setting: Setting, request: CompareRequest, console: Console) -> Comp
                       recipe=first.request, metrics=tuple(read_metrics(first.path)))
 
 
-def _progress(console: Console, name: str, done: int, total: int) -> None:
+def _progress(console: Console, name: str, total: int, done: int) -> None:
     console.progress(f"{name}: {done:,}/{total:,} answers", last=done == total)
 
 

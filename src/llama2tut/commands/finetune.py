@@ -15,7 +15,7 @@ from llama2tut.errors import MachineError, UsageError, UserError
 from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
-from llama2tut.saving import newest_checkpoint, refuse_changed, writing
+from llama2tut.saving import newest_checkpoint, publish, refuse_changed, writing
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import load_task
 from llama2tut.tasks import Task
@@ -81,7 +81,10 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
 
 def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None,
            console: Console) -> FinetuneResult:
+    from transformers import AutoTokenizer
+
     from llama2tut.engine import train
+    from llama2tut.evaluation import answer_scorer
     from llama2tut.kernels import prepare
     from llama2tut.report import write_report
 
@@ -97,7 +100,11 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
             _clear(config.output_dir)
         with writing(config.output_dir):
             config.write()
-        run = train(config, console, resume_from, lambda model: prepare(model, config))
+        publish(config.output_dir, AutoTokenizer.from_pretrained(config.model_path))
+        score = None
+        if config.request.eval_generate and task and rows and task.metric != "none":
+            score = answer_scorer(config, task, rows)
+        run = train(config, console, resume_from, lambda model: prepare(model, config), score)
         write_report(config, run, console)
     return FinetuneResult(_next_steps(config.request))
 

@@ -35,7 +35,8 @@ def run(request: InferRequest, console: Console) -> InferResult:
     done = _rows_done(request.output, setting) if request.output else 0
     if done == len(setting.prompts):
         return InferResult(f"{request.output}\n")
-    from llama2tut.generate import Sampling, load
+    from llama2tut.generate import load
+    from llama2tut.sampling import Sampling
 
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
                      precision=setting.precision, device=setting.device)
@@ -45,11 +46,11 @@ def run(request: InferRequest, console: Console) -> InferResult:
                         repetition_penalty=request.repetition_penalty, seed=request.seed)
     adapter = 0 if setting.adapters else None
     if len(ids) == 1 and prompts is not None and not request.output:
-        for piece in generator.stream(ids[0], adapter=adapter, settings=sampling):
+        for piece in generator.stream(ids[0], adapter=adapter, sampling=sampling):
             console.write(visible(piece) if console.out.isatty() else piece)
         return InferResult("\n")
-    answers = generator.iter_answers(ids[done:], adapter=adapter, settings=sampling, batch_size=request.batch_size,
-                                     first=done)
+    answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
+                                     first_row=done)
     if request.output:
         _append(request.output, _records(setting, answers, done), len(ids), done, console)
         return InferResult(f"{request.output}\n")
@@ -105,8 +106,8 @@ def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[d
 
     waiting: dict[int, str] = {}
     at = first
-    for answer in answers:
-        waiting[first + answer.index] = answer.text
+    for index, text, _ in answers:
+        waiting[first + index] = text
         while at in waiting:
             record: dict[str, Any] = {"prompt": setting.prompts[at], "completion": waiting.pop(at)}
             if setting.task and setting.rows:

@@ -1,0 +1,302 @@
+"""`llama2tut finetune` from the command line to the files it leaves, on the toy model."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llama2tut.training import TrainingRun
+
+
+@pytest.fixture
+def finetune(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
+    """Runs finetune with small settings; more flags may follow."""
+
+    def run(*flags, folder="run"):
+        return run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", toy_model_dir,
+                       "--gpus", 0, "--batch-size", 4, "--context-length", 256, "--limit", 40, "--eval-limit", 8,
+                       "--output-dir", tmp_path / folder, *flags)
+
+    return run
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_after(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    """Sends the signal to this process while `step` is under way."""
+    record = TrainingRun._record
+
+    def recording(self, entry):
+        record(self, entry)
+        if entry["step"] == step and "loss" in entry:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingRun, "_record", recording)
+
+
+def test_a_run_leaves_everything_the_contract_names(finetune, tmp_path, toy_model_dir):
+    outcome = finetune("--save-steps", 4)
+    folder = tmp_path / "run"
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{folder}\nnext: llama2tut compare --adapter {folder}\n"
+    assert {path.name for path in folder.iterdir()} >= {
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "llama2tut.yaml", "metrics.jsonl",
+        "training.json", "loss.png", "README.md", "checkpoints"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-8", "step-10"}
+    steps = [entry for entry in metrics(folder) if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, 11))
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "tokens_per_s", "elapsed_s"}
+    assert [entry["step"] for entry in metrics(folder) if "eval_loss" in entry] == [10]
+    saved = yaml.safe_load((folder / "llama2tut.yaml").read_text())
+    assert saved["request"]["batch_size"] == 4
+    assert saved["versions"]["llama-recipes"] == "0.0.5.post2"
+    assert json.loads((folder / "training.json").read_text())["steps"] == 10
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert str(toy_model_dir) in (folder / "README.md").read_text()
+
+
+def test_plain_peft_loads_the_adapter(finetune, tmp_path, toy_model_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert finetune("--max-steps", 2).code == 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy_model_dir), tmp_path / "run")
+    assert any(parameter.abs().max() > 0 for name, parameter in model.named_parameters() if "lora_B" in name)
+
+
+def test_training_lowers_the_loss(finetune, tmp_path):
+    assert finetune("--epochs", 3).code == 0
+    losses = [entry["loss"] for entry in metrics(tmp_path / "run") if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_same_seed_same_bytes_and_another_seed_others(finetune, tmp_path):
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert finetune("--seed", seed, "--lora-dropout", 0.1, folder=folder).code == 0
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("flags", [
+    ("--precision", "fp32"), ("--precision", "bf16"), ("--precision", "fp32", "--packing"),
+    ("--precision", "fp32", "--gradient-accumulation-steps", 3),
+], ids=["fp32", "bf16", "packed", "accumulated"])
+def test_an_interrupted_run_resumes_to_the_same_bytes(finetune, tmp_path, monkeypatch, flags):
+    flags = ("--lora-dropout", 0.1, "--epochs", 2, *flags)
+    assert finetune(*flags, folder="straight").code == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        outcome = finetune(*flags, folder="stopped")
+    assert outcome.code == 130
+    assert outcome.out == ""
+    assert "--resume" in outcome.err
+    assert not (tmp_path / "stopped" / "training.json").exists()
+    outcome = finetune("--resume", *flags, folder="stopped")
+    assert outcome.code == 0, outcome.err
+    assert "going on after step 2" in outcome.err
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+    steps = [entry["step"] for entry in metrics(tmp_path / "stopped") if "loss" in entry]
+    assert steps == [entry["step"] for entry in metrics(tmp_path / "straight") if "loss" in entry]
+
+
+def test_resume_takes_unset_flags_from_the_saved_run(run_cli, finetune, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert finetune().code == 130
+    outcome = run_cli("finetune", "--task", "arithmetic", "--output-dir", tmp_path / "run", "--resume")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 10
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(finetune, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 3, signal.SIGTERM)
+    assert finetune().code == 143
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_resume_names_what_changed(finetune, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert finetune().code == 130
+    outcome = finetune("--resume", "--lr", 0.001, "--lora-r", 4)
+    assert outcome.code == 2
+    assert "--lr was 0.002 and is now 0.001" in outcome.err
+    assert "--lora-r was 16 and is now 4" in outcome.err
+
+
+def test_resume_refuses_changed_data(run_cli, toy_model_dir, tmp_path, monkeypatch, arithmetic_dir):
+    data = tmp_path / "data"
+    shutil.copytree(arithmetic_dir, data)
+    line = ("finetune", "--task", "arithmetic", "--data", data, "--model", toy_model_dir, "--limit", 40,
+            "--output-dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert run_cli(*line).code == 130
+    with (data / "arithmetic_train.csv").open("a") as file:
+        file.write("What is 1000+1?,1000 + 1,1000 + 1 = 1001,1001\n")
+    outcome = run_cli(*line, "--resume")
+    assert outcome.code == 2
+    assert f"{data}/arithmetic_train.csv has changed since" in outcome.err
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning_and_says_so(finetune):
+    outcome = finetune("--resume", "--max-steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert "starting at the beginning" in outcome.err
+
+
+def test_a_finished_run_is_kept(finetune, tmp_path):
+    assert finetune("--max-steps", 2).code == 0
+    before = weights(tmp_path / "run")
+    outcome = finetune("--max-steps", 3)
+    assert outcome.code == 2
+    assert "--force" in outcome.err
+    assert finetune("--max-steps", 2, "--resume").code == 0  # nothing is left to do
+    assert weights(tmp_path / "run") == before
+    assert finetune("--max-steps", 3, "--force").code == 0
+    assert weights(tmp_path / "run") != before
+
+
+def test_two_runs_cannot_share_a_folder(finetune, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = finetune("--max-steps", 2)
+    assert outcome.code == 2
+    assert "in use by another run" in outcome.err
+
+
+def test_the_best_adapter_is_published_or_the_last(finetune, tmp_path, monkeypatch):
+    """The second evaluation is made worse than the first: the first one's adapter must stand."""
+    from llama2tut import training
+
+    for keep in ("best", "last"):
+        losses = iter([1.0, 2.0, 3.0])
+        monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches, losses=losses: next(losses))
+        assert finetune("--eval-steps", 4, "--max-steps", 10, "--keep", keep, folder=keep).code == 0
+    monkeypatch.undo()
+    # One step more than the best step, so that the schedule's first four steps are the same.
+    summary = json.loads((tmp_path / "best" / "training.json").read_text())
+    assert (summary["best_step"], summary["best_validation_loss"]) == (4, 1.0)
+    assert weights(tmp_path / "best") != weights(tmp_path / "last")
+
+
+def test_early_stopping_ends_the_run_after_patience(finetune, tmp_path, monkeypatch):
+    from llama2tut import training
+
+    losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches: next(losses))
+    outcome = finetune("--eval-steps", 2, "--early-stopping-patience", 2)
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (summary["steps"], summary["best_step"], summary["stopped_early"]) == (6, 2, True)
+
+
+def test_a_validation_loss_that_is_not_finite_keeps_the_adapter_and_fails(finetune, tmp_path, monkeypatch):
+    from llama2tut import training
+
+    monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches: float("nan"))
+    outcome = finetune("--max-steps", 3)
+    assert outcome.code == 2
+    assert "validation loss is nan" in outcome.err
+    assert weights(tmp_path / "run")
+    assert not (tmp_path / "run" / "training.json").exists()
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"] is None
+
+
+def test_a_training_loss_that_is_not_finite_ends_the_run(finetune, tmp_path, monkeypatch):
+    after_forward = TrainingRun._after_forward
+
+    def spoiled(self, module, args, kwargs, output):
+        if self.at.micro == 5:
+            output.loss = output.loss * float("inf")
+        after_forward(self, module, args, kwargs, output)
+
+    monkeypatch.setattr(TrainingRun, "_after_forward", spoiled)
+    outcome = finetune("--save-steps", 4)
+    assert outcome.code == 2
+    assert "the loss became inf at step 6" in outcome.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-4"]
+
+
+def test_a_loss_that_does_not_move_is_said(finetune):
+    outcome = finetune("--lr", 1e-9, "--epochs", 2)
+    assert outcome.code == 0
+    assert "still at its first level" in outcome.err
+    assert "--lr 1e-09 is far from" in outcome.err
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_last_checkpoint(finetune, tmp_path, monkeypatch):
+    import errno
+
+    from llama2tut import saving
+
+    replace, calls = os.replace, []
+
+    def full(source, target):
+        if Path(target).name == "step-8":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        calls.append(target)
+        return replace(source, target)
+
+    monkeypatch.setattr(saving.os, "replace", full)
+    outcome = finetune("--save-steps", 4)
+    assert outcome.code == 2
+    assert outcome.err.count("llama2tut: error:") == 1
+    assert "No space left on device" in outcome.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-4"]
+    monkeypatch.undo()
+    assert finetune("--save-steps", 4, "--resume").code == 0
+
+
+def test_lora_targets_that_name_no_layer(finetune):
+    outcome = finetune("--lora-targets", "nothing_proj")
+    assert outcome.code == 2
+    assert "--lora-targets nothing_proj" in outcome.err
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantized_bases_train_on_the_cpu(finetune, tmp_path, quantization):
+    outcome = finetune("--max-steps", 2, "--quantization", quantization)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["quantization"] == quantization
+
+
+def test_dry_run_shows_the_course_and_writes_nothing(finetune, tmp_path):
+    outcome = finetune("--dry-run", "--epochs", 2)
+    assert outcome.code == 0, outcome.err
+    assert not (tmp_path / "run").exists()
+    for part in ("batch_size: 4", "custom_dataset.file:", "train: 40 rows of", "20 batches, 20 steps", "[["):
+        assert part in outcome.out
+    trained = outcome.out.split("[[")[2].split("]]")[0]
+    assert trained.endswith("</s>")
+    assert "=" in trained
+
+
+def test_eval_generate_scores_validation_rows(finetune, tmp_path):
+    assert finetune("--eval-generate", 3).code == 0
+    assert [entry["eval_exact_match"] for entry in metrics(tmp_path / "run") if "eval_loss" in entry] == [0.0]
+
+
+def test_settings_reach_upstreams_config(finetune, monkeypatch):
+    from llama2tut import compat, engine
+
+    seen = {}
+    with compat.accelerate_is_ccl_available():
+        import llama_recipes.finetuning as upstream
+
+    monkeypatch.setattr(upstream, "main", lambda **kwargs: seen.update(kwargs) or (_ for _ in ()).throw(SystemError))
+    assert finetune("--set", "weight_decay=0.5,use_wandb=False").code == 1
+    assert (seen["weight_decay"], seen["use_wandb"]) == (0.5, False)
+    assert seen["custom_dataset.file"] == str(engine.HOOKS_FILE)
