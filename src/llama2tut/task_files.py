@@ -8,7 +8,7 @@
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
-    recipe: samsum            # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [arithmetic]
+    recipe: arithmetic        # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [samsum]
 """
 
 import re
@@ -17,13 +17,14 @@ from typing import Any
 
 from llama2tut.coercion import did_you_mean
 from llama2tut.errors import UsageError
-from llama2tut.tasks import BUILT_IN, Extractor, Task, whole_answer
+from llama2tut.tasks import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
 from llama2tut.yaml_files import YamlFile, read_yaml
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str}
 _METRICS = ("exact_match", "rouge", "none")
 _LONGEST_PATTERN = 500
+_SPACED = re.compile(r"\{(\w+[ .-][\w .-]*)\}")  # meant for a column, but no placeholder
 
 
 def load_task(name: str) -> Task:
@@ -62,8 +63,14 @@ def _task(file: YamlFile) -> Task:
     task = Task(name=file.path.stem, prompt=values["prompt"], target=values["target"],
                 reference=values.get("reference", values["target"]), metric=metric, extract=extract,
                 max_new_tokens=values.get("max_new_tokens", 128), shorten=values.get("shorten"),
-                default_data=values.get("data"), recipe=values.get("recipe", "arithmetic"))
-    if not task.prompt_columns:
+                default_data=values.get("data"), recipe=values.get("recipe", SAMSUM.recipe))
+    recipes = sorted({each.recipe for each in BUILT_IN.values()})
+    if task.recipe not in recipes:
+        faults.append(f"{file.at('recipe')}: there is no recipe {task.recipe}; name one of {', '.join(recipes)}")
+    if spaced := _SPACED.findall(task.prompt):
+        faults.append(f"{file.at('prompt')}: a name in braces has letters, digits and _ only, not {{{spaced[0]}}}; "
+                      "rename that column of the rows")
+    elif not task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt names no column; put one in braces, as in {{question}}")
     if task.target in task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt shows the target {{{task.target}}}; take it out of the prompt")
