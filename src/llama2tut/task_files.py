@@ -4,7 +4,7 @@
     target: french            # the column that is trained on
     reference: french         # the column that answers are scored against [target]
     metric: rouge             # exact_match, rouge or none [exact_match]
-    extract: '"(.*)"'         # what of an answer is compared: group 1 of this pattern, else the match [the whole]
+    extract: '"(.*)"'         # what of an answer is compared: this pattern's group, or all it matches [the whole]
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
@@ -89,7 +89,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def _pattern_extractor(pattern: str) -> Extractor:
-    """The first group of a pattern (the whole match where it has none), or None where it does not match."""
+    """The first group of a pattern that takes part (the whole match where it has none), or None without a match."""
     if len(pattern) > _LONGEST_PATTERN:
         raise ValueError(f"a pattern of {len(pattern)} characters is too long")
     try:
@@ -99,6 +99,7 @@ def _pattern_extractor(pattern: str) -> Extractor:
 
     def extract(completion: str, reference: str) -> str | None:
         match = compiled.search(completion)
-        return None if match is None else (match[1] if compiled.groups else match[0]).strip()
+        groups = (match.groups() or (match[0],)) if match else ()
+        return next((group.strip() for group in groups if group is not None), None)
 
     return extract
