@@ -35,6 +35,7 @@ class Setting:
         adapters: those whose answers are wanted.
         task: how rows become prompts; None for prompts as they are.
         rows: the task's rows; [] where prompts were given instead.
+        inputs: what goes through the task's template: the rows, or given texts; [] for prompts as they are.
         prompts: texts, one a row.
         source: where rows or prompts came from, for people.
         device: `cuda` or `cpu`.
@@ -46,6 +47,7 @@ class Setting:
     adapters: tuple[Adapter, ...]
     task: Task | None
     rows: list[dict[str, str]]
+    inputs: list[dict[str, str]]
     prompts: list[str]
     source: str
     device: str
@@ -55,7 +57,7 @@ class Setting:
 
 
 def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
-           console: Console) -> Setting:
+           console: Console, *, template: bool = False) -> Setting:
     """Check models, adapters and rows together.
 
     Args:
@@ -63,6 +65,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         adapters: adapter folders, in the order of the columns.
         prompts: given texts, or None for the task's rows.
         console: for what is odd but not wrong.
+        template: the given texts belong into the task's template.
 
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
@@ -85,6 +88,9 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     elif name is None and prompts is None and not faults:
         faults.append("--task is missing: the adapter names none; give samsum, arithmetic or a TASK.yaml")
     task = attempt(load_task, name) if name else None
+    if template and task and len(task.prompt_columns) != 1:
+        faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
+                      "give the whole prompt with --raw")
     base = request.model or next((adapter.base for adapter in read if adapter), None) or (
         DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
     checkpoint = attempt(resolve, base)
@@ -109,15 +115,21 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     quantization = request.quantization or ((saved.get("quantization") or "4bit") if on_gpu and read else "none")
     if request.precision == "fp16" and not on_gpu:
         raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    return Setting(checkpoint=checkpoint, adapters=tuple(read), task=task, rows=rows,
-                   prompts=prompts if prompts is not None else [task.render(row) for row in rows] if task else [],
+    inputs = rows
+    if task and template:
+        # A text file ends in a newline that no cell of the training rows had.
+        inputs = [{task.prompt_columns[0]: text.rstrip("\r\n")} for text in prompts or ()]
+    if task and inputs:
+        prompts = [task.render(row) for row in inputs]
+    return Setting(checkpoint=checkpoint, adapters=tuple(read), task=task, rows=rows, inputs=inputs,
+                   prompts=prompts or [],
                    source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
                    precision=request.precision or ("bf16" if on_gpu else "fp32"),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
 
 
 def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[int]]:
-    """Token ids of every prompt, over-long ones shortened as in training.
+    """Token ids of every prompt; what goes through a task's template is shortened as in training.
 
     Raises:
         DataError: a prompt does not fit the model beside its answer.
@@ -126,14 +138,14 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
 
     room = setting.checkpoint.config.get("max_position_embeddings", 4096) - setting.max_new_tokens
     task = setting.task
-    if task is None or not setting.rows:
+    if task is None or not setting.inputs:
         encoded = plain_ids(tokenizer, setting.prompts)
         if long := [number for number, ids in enumerate(encoded, 1) if len(ids) > room]:
             raise DataError(f"prompt {long[0]} has {len(encoded[long[0] - 1]):,} tokens where {room:,} fit beside the "
                             "answer; shorten it, or lower --max-new-tokens")
         return encoded
     shortened, encoded = 0, []
-    for number, row in enumerate(setting.rows, 1):
+    for number, row in enumerate(setting.inputs, 1):
         try:
             ids, cut = encode_prompt(tokenizer, task, row, room)
         except DataError as error:

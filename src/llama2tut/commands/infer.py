@@ -13,7 +13,6 @@ from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.requests import InferRequest
 from llama2tut.saving import writing
-from llama2tut.task_files import load_task
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ def run(request: InferRequest, console: Console) -> InferResult:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
     prompts = _prompts(request)
-    setting = settle(request, [request.adapter] if request.adapter else [], prompts, console)
+    setting = settle(request, [request.adapter] if request.adapter else [], prompts, console,
+                     template=prompts is not None and bool(request.task) and not request.raw)
     done = _rows_done(request.output, setting) if request.output else 0
     if done == len(setting.prompts):
         return InferResult(f"{request.output}\n")
@@ -60,7 +60,7 @@ def run(request: InferRequest, console: Console) -> InferResult:
 
 
 def _prompts(request: InferRequest) -> list[str] | None:
-    """The given texts, through the task's template where one is named; None where the task's rows are wanted.
+    """The given texts; None where the task's rows are wanted.
 
     Raises:
         UsageError: no prompt, or several ways of giving one.
@@ -73,18 +73,8 @@ def _prompts(request: InferRequest) -> list[str] | None:
     if request.output and not given:
         raise UsageError("--output is for rows: give --task, or --prompt-file with a .jsonl")
     if request.prompt is not None:
-        texts = [request.prompt]
-    elif request.prompt_file:
-        texts = read_prompts(request.prompt_file)
-    else:
-        texts = [_standard_input()]
-    if not request.task or request.raw:
-        return texts
-    task = load_task(request.task)
-    if len(task.prompt_columns) != 1:
-        raise UsageError(f"--task {request.task} fills {', '.join(task.prompt_columns)} into its prompt, which one text "
-                         "cannot; give the whole prompt with --raw")
-    return [task.render({task.prompt_columns[0]: text}) for text in texts]
+        return [request.prompt]
+    return read_prompts(request.prompt_file) if request.prompt_file else [_standard_input()]
 
 
 def _standard_input() -> str:
