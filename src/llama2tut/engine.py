@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from llama2tut import compat
+from llama2tut import compat, kernels
 from llama2tut.console import Console
 from llama2tut.errors import ModelError
 from llama2tut.runs import CONFIG_NAME, RunConfig
@@ -28,6 +28,7 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
         # One epoch of finished batches: see training.py for the flat sequence.
         "num_epochs": 1, "batching_strategy": "packing", "batch_size_training": 1, "val_batch_size": 1,
         "num_workers_dataloader": 0, "run_validation": True, "save_model": False,
+        "profiler_dir": str(config.output_dir / "profile"),
         "dataset": "custom_dataset", "custom_dataset.file": str(HOOKS_FILE),
         "custom_dataset.data_path": str(config.output_dir / CONFIG_NAME),
         "lora_config.r": request.lora_r, "lora_config.lora_alpha": request.lora_alpha,
@@ -50,7 +51,7 @@ def torch_dtype(precision: str) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
-def train(config: RunConfig, console: Console, checkpoint: Path | None, prepare: Callable[[Any], None],
+def train(config: RunConfig, console: Console, checkpoint: Path | None,
           score: Callable[[Any], dict[str, float]] | None = None) -> TrainingRun:
     """Train through upstream's `main`, inside the mends and on PyTorch's hooks.
 
@@ -58,7 +59,6 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None, prepare:
         config: the resolved run, stored in its output folder already.
         console: for progress.
         checkpoint: where to go on from, or None.
-        prepare: gets the wrapped model before its optimizer is made.
         score: extra numbers for each evaluation, or None.
 
     Returns:
@@ -69,7 +69,9 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None, prepare:
         TrainingError: training ended in a state that must not pass for success.
         Interrupted: Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    run = TrainingRun(config, console, checkpoint, prepare, score)
+    run = TrainingRun(config, console, checkpoint, lambda model: kernels.prepare(model, config), score)
+    if config.liger:
+        kernels.patch_llama(training=True, compiled=config.recorded)
     doors = compat.Doors(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
                          on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
     with upstream_log(config.output_dir / UPSTREAM_LOG), compat.mended(doors), on_device(config.device):

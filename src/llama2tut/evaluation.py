@@ -64,7 +64,8 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows) -> Callable[[Any], 
         try:
             with torch.compiler.set_stance("force_eager"):
                 generator = Generator(base, None, tokenizer, frozenset({tokenizer.eos_token_id}))
-                answers = generator.answers(prompts, adapter=None, sampling=Sampling(max_new_tokens=task.max_new_tokens))
+                greedy = Sampling(max_new_tokens=task.max_new_tokens)
+                answers = generator.answers(prompts, adapter=None, sampling=greedy)
         finally:
             base.set_attn_implementation(attention)
             model.train(was_training)

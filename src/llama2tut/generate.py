@@ -14,12 +14,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from llama2tut import kernels
+from llama2tut.decoding import add_adapters_in_place, decode
 from llama2tut.errors import DataError, MachineError, ModelError
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling
 
 _GREEDY = Sampling()
-_LARGEST = {"cpu": (128, 8_192), "cuda": (256, 131_072)}  # most rows and most tokens of a batch unless the user says
+_LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     from peft import PeftModel
     from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
 
+    on_gpu = device.startswith("cuda")
+    if on_gpu and kernels.liger_available():
+        kernels.patch_llama(training=False)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     config: Any = BitsAndBytesConfig
     if quantization == "4bit":
@@ -62,6 +67,9 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
         model: Any = LlamaForCausalLM.from_pretrained(
             checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
             quantization_config=config)
+        if on_gpu and quantization == "4bit" and 2.2 * checkpoint.parameters < torch.cuda.mem_get_info()[0]:
+            # The numbers that the adapter was trained against, without unpacking them again for every token.
+            model = model.dequantize()
     except torch.OutOfMemoryError:
         raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
                            "--model") from None
@@ -75,10 +83,13 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     switch: Any = None
     for number, adapter in enumerate(adapters):
         if switch is None:
-            switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number))
+            switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
+                                               autocast_adapter_dtype=not on_gpu)
         else:
-            switch.load_adapter(adapter.path, adapter_name=str(number))
-    return Generator(model.eval(), switch, tokenizer, frozenset(eos))
+            switch.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
+    if on_gpu and switch:
+        add_adapters_in_place(switch)
+    return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu)
 
 
 class Generator:
@@ -89,9 +100,11 @@ class Generator:
         switch: the PeftModel around it whose adapters are named "0", "1" …; None: the model answers as it is.
         tokenizer: the base model's.
         eos: token ids that end an answer.
+        recorded: greedy answers come from decode steps that are recorded as a CUDA graph.
     """
 
-    def __init__(self, model: Any, switch: Any, tokenizer: Any, eos: frozenset[int]) -> None:
+    def __init__(self, model: Any, switch: Any, tokenizer: Any, eos: frozenset[int], *, recorded: bool = False) -> None:
+        self._recorded = recorded
         self.tokenizer = tokenizer
         self._model = model
         self._switch = switch
@@ -136,7 +149,7 @@ class Generator:
 
         if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt]:
             raise DataError(f"prompt {first_row + empty[0]} is empty: give it some text")
-        most_rows, most_tokens = _LARGEST[self._model.device.type]
+        most_rows, most_tokens = self._largest()
         window = 2 * max(most_rows, batch_size or 0)
         todo: list[int] = []
         begun = 0
@@ -176,6 +189,19 @@ class Generator:
         if rest := self.tokenizer.decode(ids, skip_special_tokens=True)[len(shown):]:
             yield rest
 
+    def _largest(self) -> tuple[int, int]:
+        """Most rows and most tokens of a batch, unless the user says; on a GPU, what its free memory holds as cache."""
+        if self._model.device.type == "cpu":
+            return _LARGEST_CPU
+        import torch
+
+        config = self._model.config
+        token = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # bytes: bf16 keys, values
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        free = min(free, int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_reserved())
+        return 256, max(1, int(0.7 * free / token))
+
     def _only(self, adapter: int | None) -> AbstractContextManager[Any]:
         """While it lasts, the model answers with this adapter alone, or with none."""
         if self._switch is None:
@@ -188,8 +214,17 @@ class Generator:
     def _decode(self, prompts: list[list[int]], adapter: int | None, sampling: Sampling,
                 numbers: list[int]) -> list[list[int]]:
         """New token ids of each prompt, eos included; all in one batch."""
+        import torch
+
         found: list[list[int]] = [[] for _ in prompts]
         with self._only(adapter):
+            if self._recorded and not sampling.do_sample and sampling.repetition_penalty == 1:
+                pads = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+                ids = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
+                mask = [[0] * pad + [1] * len(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+                device = self._model.device
+                return decode(self._model, torch.tensor(ids, device=device), torch.tensor(mask, device=device),
+                              sampling.max_new_tokens, sorted(self._eos), pad_id=0)
             for step in self._steps(prompts, sampling, numbers):
                 for row, token in step:
                     found[row].append(token)

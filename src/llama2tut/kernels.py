@@ -1,8 +1,27 @@
-"""What makes the wrapped model fit and go fast: autocast, gradient checkpointing, compiled layers, fused kernels."""
+"""What makes training fit a GPU and go fast: fused kernels, autocast, gradient checkpointing, a recorded decoder."""
 
+import importlib.util
 from typing import Any
 
 from llama2tut.runs import RunConfig
+
+
+def liger_available() -> bool:
+    """Whether Liger's fused kernels can be used; they are written in Triton, which CUDA builds of torch bring."""
+    return bool(importlib.util.find_spec("liger_kernel") and importlib.util.find_spec("triton"))
+
+
+def patch_llama(*, training: bool, compiled: bool = False) -> None:
+    """Put Liger's kernels into transformers' Llama, for this process; before the model is loaded.
+
+    Args:
+        training: also fuse the last projection with the loss, so that no logits are kept.
+        compiled: the layers will be compiled, which fuses their element-wise work better than ready-made kernels do.
+    """
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(rope=not compiled, rms_norm=not compiled, swiglu=not compiled, cross_entropy=False,
+                                fused_linear_cross_entropy=training)
 
 
 def prepare(model: Any, config: RunConfig) -> None:
@@ -12,12 +31,15 @@ def prepare(model: Any, config: RunConfig) -> None:
     """
     import torch
 
+    from llama2tut.recording import autocast_decoder, record_decoder
+
     base = model.get_base_model()
     if config.checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Nothing random is recomputed where the decoder is recorded: there is no dropout then.
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={
+            "use_reentrant": False, "preserve_rng_state": not config.recorded})
         base.enable_input_require_grads()
     if config.precision == "bf16":
-        base.forward = torch.autocast(config.device, dtype=torch.bfloat16)(base.forward)
-    if config.request.compile:
-        for layer in base.model.layers:
-            layer.compile(dynamic=False)
+        autocast_decoder(base.model, torch.bfloat16)
+    if config.recorded:
+        record_decoder(base.model, config.request.batch_size, config.request.context_length)

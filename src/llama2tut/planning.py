@@ -6,6 +6,7 @@ from typing import Any
 
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
+from llama2tut.kernels import liger_available
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present
 from llama2tut.requests import FinetuneRequest, Precision
@@ -40,14 +41,25 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
         if not needed.fits(room) and not request.dry_run:
             raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
                                + advice(checkpoint, request, precision, quantization, room))
+    liger = device == "cuda" and liger_available()
+    if device == "cuda" and not liger:
+        console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
+                     "pip install --no-deps liger-kernel==0.8.5")
+    needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16": precision == "bf16",
+             "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
+    lacking = [need for need, met in needs.items() if not met]
+    recorded = request.compile and not lacking
     config = RunConfig(
         request=request, model_path=checkpoint.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
-        checkpointing=checkpointing, data_source=rows.source if rows else request.task,
+        checkpointing=checkpointing, liger=liger, recorded=recorded, data_source=rows.source if rows else request.task,
         digests=rows.digests if rows else {}, versions=package_versions())
+    decoder = "compiled and recorded" if recorded else (
+        f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
     console.note(f"device: {torch.cuda.get_device_name(0) if device == 'cuda' else 'CPU'}, {precision}, base weights "
                  f"{quantization if quantization != 'none' else precision}, attention {config.attention}, gradient "
-                 f"checkpointing {'on' if config.checkpointing else 'off'}")
+                 f"checkpointing {'on' if config.checkpointing else 'off'}, Liger kernels {'on' if liger else 'off'}, "
+                 f"decoder {decoder}")
     return config
 
 

@@ -50,7 +50,8 @@ def _summary(config: RunConfig, run: TrainingRun) -> dict[str, Any]:
         "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
         "device": config.device, "peak_memory_gib": round(peak, 2) if peak else None,
         "precision": config.precision, "quantization": config.quantization, "attention": config.attention,
-        "gradient_checkpointing": config.checkpointing, "llama2tut": __version__,
+        "gradient_checkpointing": config.checkpointing, "liger": config.liger, "recorded": config.recorded,
+        "llama2tut": __version__,
     }
 
 

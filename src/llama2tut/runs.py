@@ -31,6 +31,8 @@ class RunConfig:
         quantization: of the base weights.
         attention: transformers' name of the attention implementation.
         checkpointing: whether activations are recomputed in the backward pass.
+        liger: whether Liger's fused kernels are used.
+        recorded: whether the decoder is compiled and recorded as CUDA graphs.
         data_source: what the rows were read from, for people.
         digests: file -> sha256 (or hub id -> revision) of the rows.
         versions: package -> version.
@@ -43,6 +45,8 @@ class RunConfig:
     quantization: Quantization
     attention: str
     checkpointing: bool
+    liger: bool
+    recorded: bool
     data_source: str
     digests: Mapping[str, str]
     versions: Mapping[str, str]

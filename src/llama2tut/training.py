@@ -205,6 +205,8 @@ class TrainingRun:
         request = self.config.request
         # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
         width = request.context_length if request.packing and self.config.device == "cuda" else None
+        if self.config.recorded:
+            rows = rows + [[]] * (request.batch_size - len(rows))  # a short batch keeps the shape with rows of padding
         return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width,
                        pad_id=0)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
     if request.precision == "fp16" and not on_gpu:
         faults.append("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if request.set.get("use_wandb") and not importlib.util.find_spec("wandb"):
+        faults.append("--set use_wandb=True: the package wandb is not installed; run: pip install wandb")
     finished = attempt(lambda: _refuse_folder(request)) if not request.dry_run else None
     rows = attempt(lambda: load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))) if task \
         and request.data else None
@@ -81,11 +84,13 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
 
 def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None,
            console: Console) -> FinetuneResult:
+    import torch
     from transformers import AutoTokenizer
 
     from llama2tut.engine import train
     from llama2tut.evaluation import answer_scorer
-    from llama2tut.kernels import prepare
+    from llama2tut.memory import advice
+    from llama2tut.planning import gpu_room_gib
     from llama2tut.report import write_report
 
     with _locked(config.output_dir):
@@ -104,7 +109,11 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
         score = None
         if config.request.eval_generate and task and rows and task.metric != "none":
             score = answer_scorer(config, task, rows)
-        run = train(config, console, resume_from, lambda model: prepare(model, config), score)
+        try:
+            run = train(config, console, resume_from, score)
+        except torch.OutOfMemoryError:
+            raise MachineError("the GPU ran out of memory; checkpoints are intact: " + advice(
+                checkpoint, config.request, config.precision, config.quantization, gpu_room_gib())) from None
         write_report(config, run, console)
     return FinetuneResult(_next_steps(config.request))
 
