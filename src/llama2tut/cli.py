@@ -8,16 +8,12 @@ import contextlib
 import importlib
 import inspect
 import io
-import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from llama2tut import __version__
-from llama2tut.arguments import split_argv
-from llama2tut.building import build_request
-from llama2tut.console import Console, visible
+from llama2tut.console import Console
 from llama2tut.errors import Interrupted, UsageError, UserError
 from llama2tut.help import command_help, general_help
 from llama2tut.requests import COMMANDS, Request
@@ -66,13 +62,13 @@ def main(argv: Sequence[str]) -> int:
         console.note("llama2tut: interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of stdout (`| head`) has seen enough. Python would complain once more when it flushes at exit.
-        with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        console.note(visible(traceback.format_exc()) + "llama2tut: this is a defect in llama2tut; please report it "
-                     "with the lines above")
+        return 0  # the reader of stdout (`| head`) has seen enough
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
+            console.note(f"llama2tut: error: the package {error.name} is not installed; run scripts/setup.sh")
+            return 2
+        console.note(f"{traceback.format_exc()}llama2tut: this is a defect in llama2tut; please report it with the "
+                     "lines above")
         return 1
 
 
@@ -82,9 +78,11 @@ def parse(argv: Sequence[str]) -> Request:
     Raises:
         UsageError: whatever is wrong with the line.
     """
-    import fire
+    from llama2tut.arguments import split_argv
 
     command, flags = split_argv(argv)
+    import fire
+
     builders = {name: _builder(name) for name in COMMANDS}
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -99,6 +97,8 @@ def parse(argv: Sequence[str]) -> Request:
 def _builder(command: str) -> Callable[..., Request]:
     """A function with the request's fields for keywords, which Fire calls with the strings that were typed."""
     from fire.decorators import SetParseFn
+
+    from llama2tut.building import build_request
 
     def build(**flags: str) -> Request:
         return build_request(command, {name: text for name, text in flags.items() if text is not None})

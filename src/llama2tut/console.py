@@ -1,8 +1,22 @@
 """The two streams of a command: results to stdout, everything said along the way to stderr."""
 
+import codecs
+import contextlib
+import json
+import os
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
+
+from llama2tut.errors import MachineError
+
+
+# What a stream's encoding lacks is written as JSON spells it, so that a JSON result stays valid.
+def _as_json(error: Any) -> tuple[str, int]:
+    return json.dumps(error.object[error.start:error.end])[1:-1], error.end
+
+
+codecs.register_error("json", _as_json)
 
 
 class Console:
@@ -21,9 +35,24 @@ class Console:
         self._last_progress = 0.0
 
     def write(self, text: str) -> None:
-        """Results, as they are."""
-        self.out.write(text)
-        self.out.flush()
+        """Results, as they are.
+
+        Raises:
+            BrokenPipeError: nobody reads them any more.
+            MachineError: they cannot be written, as on a full disk.
+        """
+        encoding = self.out.encoding or "utf-8"
+        try:
+            self.out.write(text.encode(encoding, "json").decode(encoding))
+            self.out.flush()
+        except OSError as error:
+            # What is still in the buffer would fail once more, loudly, when Python flushes it at its end.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise MachineError(f"standard output could not be written ({error.strerror}); free some space, or send it "
+                               "elsewhere") from error
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
@@ -44,11 +73,10 @@ class Console:
         if not last and now - self._last_progress < (0.1 if self.live else 10):
             return
         self._last_progress = now
-        if not self.live:
-            self._say(f"{text}\n")
-            return
-        self._say(f"\r\x1b[K{text}" + ("\n" if last else ""))
-        self._line_is_open = not last
+        self._say(f"\r\x1b[K{visible(text)}" if self.live else visible(text))
+        self._line_is_open = self.live and not last
+        if not self._line_is_open:
+            self._say("\n")
 
     def _close_line(self) -> None:
         if self._line_is_open:
