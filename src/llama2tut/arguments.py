@@ -25,7 +25,7 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
     if command.startswith("-"):
         raise UsageError(f"the command comes first, not {command}; type llama2tut COMMAND {command} …")
     if command not in COMMANDS:
-        raise UsageError(f"there is no command {command}{did_you_mean(command, COMMANDS)}; "
+        raise UsageError(f"there is no command '{command}'{did_you_mean(command, COMMANDS)}; "
                          f"give one of {', '.join(COMMANDS)}")
     fields = {field.name: field for field in dataclasses.fields(COMMANDS[command])}
     flags: dict[str, list[str]] = {}
@@ -50,10 +50,12 @@ def _read_flag(word: str, words: list[str], fields: dict[str, dataclasses.Field[
                command: str) -> tuple[str, str, str]:
     """(name, value, fault) of one flag; takes its value off `words` where it stands there."""
     seen = f"see llama2tut {command} --help"
+    kebab = [known.replace("_", "-") for known in fields]
     if word in ("-", "--") or not word.startswith("-"):
         return "", "", f"'{word}' belongs to no flag; {seen}"
     if not word.startswith("--"):
-        known = did_you_mean(word.lstrip("-"), fields)
+        _drop_value(words)
+        known = did_you_mean(word.lstrip("-"), kebab, "--")
         return "", "", f"{word} is no flag: they have two dashes and whole names{known}; {seen}"
     typed, equals, value = word[2:].partition("=")
     name = typed.replace("-", "_")
@@ -61,8 +63,10 @@ def _read_flag(word: str, words: list[str], fields: dict[str, dataclasses.Field[
         positive = name.removeprefix("no").removeprefix("_")
         if name.startswith("no") and positive in fields and fields[positive].type in (bool, "bool"):
             return (positive, "false", "") if not equals else ("", "", f"--{typed} takes no value; {seen}")
-        kebab = {known.replace("_", "-") for known in fields}
-        return "", "", f"--{typed} is no flag of {command}{did_you_mean(name.replace('_', '-'), kebab)}; {seen}"
+        if not equals:
+            _drop_value(words)
+        known = did_you_mean(name.replace("_", "-"), kebab, "--")
+        return "", "", f"--{typed} is no flag of {command}{known}; {seen}"
     if equals:
         return name, value, ""
     if fields[name].type in (bool, "bool"):
@@ -71,3 +75,9 @@ def _read_flag(word: str, words: list[str], fields: dict[str, dataclasses.Field[
     if not words or words[0].startswith("--"):
         return "", "", f"--{typed} has no value; give one, as --{typed}=VALUE if it begins with dashes"
     return name, words.pop(0), ""
+
+
+def _drop_value(words: list[str]) -> None:
+    """What follows an unknown flag is taken for its value, not for a fault of its own."""
+    if words and not words[0].startswith("-"):
+        del words[0]

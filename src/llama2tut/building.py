@@ -10,7 +10,8 @@ from llama2tut.errors import UsageError, UserError
 from llama2tut.models import gpu_present
 from llama2tut.requests import COMMANDS, FinetuneRequest, Request
 from llama2tut.resources import shipped
-from llama2tut.task_files import load_task
+from llama2tut.task_files import check_python, load_task
+from llama2tut.tasks import ARITHMETIC
 from llama2tut.upstream import setting_faults
 from llama2tut.yaml_files import YamlFile, read_yaml
 
@@ -36,19 +37,20 @@ def build_request(command: str, flags: Mapping[str, str]) -> Request:
         try:
             given[name] = _coerce_all(text, hints[name], fields[name].metadata)
         except ValueError as error:
-            faults.append(f"--{_kebab(name)} {error}, not '{text}'; see llama2tut {command} --help")
-    faults += [f"--{_kebab(name)} is missing; give it, as llama2tut {command} --help shows" for name, field in
-               fields.items() if name not in flags and field.default is field.default_factory is dataclasses.MISSING]
+            typed = _short(text.replace("\0", " and "))
+            faults.append(f"--{_kebab(name)} {error}, not '{typed}'; see llama2tut {command} --help")
     layer: dict[str, Any] = {}
-    if cls is FinetuneRequest:
-        try:
-            layer = _recipe_layer(given, given.get("task"))
-        except UserError as error:
-            faults += error.faults
-        settings = {**layer.get("set", {}), **given.get("set", {})}
-        faults += [f"--set: {fault}" for fault in setting_faults(settings)]
-        if settings:
-            given["set"] = settings
+    try:
+        if cls is FinetuneRequest:
+            faults += [f"--set: {fault}" for fault in setting_faults(given.get("set", {})).values()]
+            layer = _recipe_layer(given)
+            given["set"] = {**layer.get("set", {}), **given.get("set", {})}
+        # Only now: a recipe, too, may name what has no default.
+        faults += [f"--{_kebab(name)} is missing; give it, as llama2tut {command} --help shows"
+                   for name, field in fields.items() if name not in (flags.keys() | layer.keys())
+                   and field.default is field.default_factory is dataclasses.MISSING]
+    except UserError as error:
+        faults += error.faults
     if faults:
         raise UsageError(*faults)
     request = cls(**(layer | given))
@@ -59,6 +61,10 @@ def build_request(command: str, flags: Mapping[str, str]) -> Request:
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _coerce_all(text: str, hint: Any, metadata: Mapping[str, Any]) -> Any:
@@ -74,22 +80,34 @@ def _coerce_all(text: str, hint: Any, metadata: Mapping[str, Any]) -> Any:
     return merged
 
 
-def _recipe_layer(given: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
     """What stands below the flags: the saved run for `--resume`, `--config`, or the recipe for task and hardware."""
-    if given.get("resume"):
-        folder = given.get("output_dir") or (default_output_dir(task) if task else Path("outputs"))
-        if (folder / SAVED).exists():
-            saved = read_yaml(folder / SAVED).values.get("request")
-            if not isinstance(saved, dict):
-                raise UsageError(f"{folder / SAVED} is no saved run; start anew with --force instead of --resume")
-            return _layer(YamlFile(folder / SAVED, saved, dict.fromkeys(map(str, saved), 1)), saved=True)
-    if config := given.get("config"):
-        return _layer(read_yaml(recipe_path(config)))
-    if task is None:
-        return {}
-    device = "24gb" if gpu_present() and given.get("gpus") != 0 else "cpu"
-    recipe = load_task(task).recipe if not is_python(task) else "arithmetic"
-    return _layer(read_yaml(recipe_path(f"{recipe}-{device}")))
+    task, config = given.get("task"), given.get("config")
+    folder = given.get("output_dir") or (default_output_dir(task) if task else Path("outputs"))
+    if given.get("resume") and (folder / SAVED).exists():
+        saved = read_yaml(folder / SAVED).section("request")
+        if not saved.values:
+            raise UsageError(f"{folder / SAVED} is no saved run; start anew with --force instead of --resume")
+        layer = _layer(saved, saved=True)
+    else:
+        layer = _layer(read_yaml(recipe_path(config))) if config else {}
+    if task := task or layer.get("task"):
+        recipe = _recipe_of(task)
+        device = "24gb" if gpu_present() and given.get("gpus") != 0 else "cpu"
+        layer = layer or _layer(read_yaml(recipe_path(f"{recipe}-{device}")))
+    return layer
+
+
+def _recipe_of(task: str) -> str:
+    """The recipe that a task starts from, without its device.
+
+    Raises:
+        UsageError: there is no such task, or its file is not right.
+    """
+    if not is_python(task):
+        return load_task(task).recipe
+    check_python(task)
+    return ARITHMETIC.recipe
 
 
 def recipe_path(name: str) -> Path:
@@ -126,8 +144,13 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
         try:
             values[field.name] = coerce(value, hints[field.name], field.metadata)
         except ValueError as error:
-            faults.append(f"{file.at(key)}: {key} {error}, not {value!r}; mend the value there")
-    faults += [f"{file.at('llama_recipes')}: {fault}" for fault in setting_faults(values.get("set", {}))]
+            faults.append(f"{file.at(key)}: {key} {error}, not {_short(repr(value))}; mend the value there")
+    faults += [f"{file.at(f'llama_recipes.{name}')}: {fault}"
+               for name, fault in setting_faults(values.get("set", {})).items()]
+    if is_python(values.get("task", "")):  # code, which only the command line may name
+        del values["task"]
+        if not saved:
+            faults.append(f"{file.at('task')}: a recipe may not name a Python file; name it with --task")
     if faults:
         raise UsageError(*faults)
     return values

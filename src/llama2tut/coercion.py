@@ -2,21 +2,24 @@
 
 import difflib
 import math
+import os
 import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
+from llama2tut.errors import UsageError
+from llama2tut.yaml_files import plain_values
 
+_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?e[+-]?[0-9]+", re.IGNORECASE)
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """` (did you mean X?)` for the nearest of the known words, or an empty string."""
+def did_you_mean(word: str, known: Any, dashes: str = "") -> str:
+    """` (did you mean X?)` for the nearest of the known words, or an empty string; `dashes` go before it."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {dashes}{near[0]}?)" if near else ""
 
 
 def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
@@ -49,9 +52,9 @@ def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
         return _number(value, annotation, limits)
     if not isinstance(value, str | Path):
         raise ValueError("wants text")
-    if "\0" in str(value):
-        raise ValueError("must not hold a NUL byte")
-    return annotation(value)
+    if "\0" in str(value) or re.search("[\ud800-\udfff]", str(value)):
+        raise ValueError("wants UTF-8 text without NUL bytes")
+    return Path(os.path.expanduser(value)) if annotation is Path else value
 
 
 def _boolean(value: Any) -> bool:
@@ -63,20 +66,22 @@ def _boolean(value: Any) -> bool:
 
 def _number(value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
     text = str(value).strip()
-    if isinstance(value, bool) or (kind is int and not re.fullmatch(r"[+-]?[0-9]{1,18}", text)):
-        raise ValueError("wants a whole number" if kind is int else "wants a number")
+    # Python itself would also take 1_000, the digits of other scripts, and thousands of digits.
+    shape = r"[+-]?[0-9]{1,999}" if kind is int else r"[+-]?([0-9.]+(e[+-]?[0-9]+)?|inf|infinity|nan)"
     try:
+        if isinstance(value, bool) or not re.fullmatch(shape, text, re.IGNORECASE | re.ASCII):
+            raise ValueError
         number: int | float = kind(text)
     except ValueError:
-        raise ValueError("wants a number") from None
-    least, most, above = limits.get("least"), limits.get("most"), limits.get("above")
+        raise ValueError("wants a whole number" if kind is int else "wants a number") from None
+    least, most, above = limits.get("least"), limits.get("most", 10**18), limits.get("above")
     if not math.isfinite(number):
         raise ValueError("wants a finite number")
     if least is not None and number < least:
         raise ValueError(f"must be at least {least}")
     if above is not None and number <= above:
         raise ValueError(f"must be above {above}")
-    if most is not None and number > most:
+    if number > most:
         raise ValueError(f"must be at most {most}")
     return number
 
@@ -90,7 +95,9 @@ def _choice(value: Any, choices: tuple[str, ...]) -> str:
 
 
 def _items(value: Any, kind: Any) -> tuple[Any, ...]:
-    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if isinstance(value, str):  # a repeatable flag names one folder at a time, and that may have a comma in its name
+        value = [value] if kind is Path else [part.strip() for part in value.split(",")]
+    parts = value
     if not isinstance(parts, list | tuple) or not parts or any(part in ("", None) for part in parts):
         raise ValueError("wants words separated by commas")
     items = tuple(coerce(part, kind, {}) for part in parts)
@@ -101,22 +108,23 @@ def _items(value: Any, kind: Any) -> tuple[Any, ...]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     """`a=1,b.c=[x,y]` or a YAML mapping -> {"a": 1, "b.c": ["x", "y"]}; nested sections become dotted names."""
-    if isinstance(value, Mapping):
-        flat: dict[str, Any] = {}
-        for key, item in value.items():
-            flat |= {f"{key}.{k}": v for k, v in item.items()} if isinstance(item, Mapping) else {str(key): item}
-        return flat
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("wants key=value")
     pairs: dict[str, Any] = {}
-    for part in re.split(r",(?![^\[]*\])", value):  # a comma inside [...] separates list items, not pairs
-        key, equals, text = part.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"wants key=value, found '{part}'")
-        if key.strip() in pairs:
-            raise ValueError(f"names {key.strip()} twice")
-        try:
-            pairs[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"cannot read the value of {key.strip()}: '{text}'") from None
-    return pairs
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            pairs |= {f"{key}.{k}": v for k, v in item.items()} if isinstance(item, Mapping) else {str(key): item}
+    elif isinstance(value, str) and value.strip():
+        for part in re.split(r",(?![^\[]*\])", value):  # a comma inside [...] separates list items, not pairs
+            key, equals, text = (word.strip() for word in part.partition("="))
+            if not equals or not key:
+                raise ValueError(f"wants key=value where it has '{part}'")
+            if key in pairs:
+                raise ValueError(f"names {key} twice")
+            try:
+                pairs[key] = plain_values(text)[0]
+            except UsageError:
+                raise ValueError(f"wants a plain value for {key}") from None
+    else:
+        raise ValueError("wants key=value")
+    # In YAML 1.1, which the parser follows, 1e-4 is a word.
+    return {key: float(item) if isinstance(item, str) and _SCIENTIFIC.fullmatch(item) else item
+            for key, item in pairs.items()}

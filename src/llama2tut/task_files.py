@@ -11,6 +11,7 @@
     recipe: arithmetic        # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [samsum]
 """
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,26 @@ def load_task(name: str) -> Task:
         raise UsageError(f"--task {name}: there is no such task{did_you_mean(name, BUILT_IN)}; "
                          f"give {', '.join(BUILT_IN)} or a TASK.yaml")
     return _task(read_yaml(Path(name)))
+
+
+def check_python(task: str) -> None:
+    """See that `FILE.py` or `FILE.py:function` has its function, without running it.
+
+    Raises:
+        UsageError: the file cannot be read, is not Python, or nothing in it has the function's name.
+    """
+    path, _, function = task.partition(":")
+    function = function or "get_custom_dataset"
+    try:
+        nodes = list(ast.walk(ast.parse(Path(path).read_bytes())))
+    except OSError as error:
+        raise UsageError(f"--task {path} cannot be read ({error.strerror}); name a Python file that exists") from None
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise UsageError(f"{path}:{line}: {getattr(error, 'msg', error)}; mend the file") from None
+    names = {getattr(node, "asname", None) or getattr(node, "name", None) or getattr(node, "id", "") for node in nodes}
+    if names.isdisjoint({function, "*"}):
+        raise UsageError(f"--task {path} has no function {function}; define it, or name another, as {path}:FUNCTION")
 
 
 def _task(file: YamlFile) -> Task:
@@ -94,7 +115,7 @@ def _pattern_extractor(pattern: str) -> Extractor:
         raise ValueError(f"a pattern of {len(pattern)} characters is too long")
     try:
         compiled = re.compile(pattern, re.DOTALL)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"the pattern does not compile ({error})") from None
 
     def extract(completion: str, reference: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -26,10 +27,11 @@ _OWNED = {
      "dist_checkpoint_folder", "save_optimizer", "custom_dataset.file", "custom_dataset.data_path",
      "custom_dataset.dataset", "custom_dataset.train_split", "custom_dataset.test_split",
      "quantization_config.compute_dtype", "quantization_config.quant_storage",
-     "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias"), None)  # fmt: skip
+     "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
-
-_TYPES = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+_USED = {"", "quantization_config", "lora_config", "custom_dataset", "wandb_config"}  # sections that a run reads
+_TYPES = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
+          "Optional[str]": (str, type(None)), "Optional[List[str]]": (list, type(None))}
 
 
 @cache
@@ -57,17 +59,27 @@ def upstream_fields() -> Mapping[str, str]:
     return names
 
 
-def setting_faults(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names and values of `--set` or of the YAML section `llama_recipes:`."""
-    faults = []
-    for name, value in settings.items():
-        kind = upstream_fields().get(name)
-        if name in _OWNED:
-            instead = f"use {_OWNED[name]}" if _OWNED[name] else "leave it out"
-            faults.append(f"{name} is set by llama2tut itself; {instead}")
-        elif kind is None:
-            faults.append(f"{name} is no field of llama-recipes' config classes"
-                          f"{did_you_mean(name, upstream_fields().keys() - _OWNED)}; docs/configuration.md lists them")
-        elif kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool))):
-            faults.append(f"{name} wants {kind}, not {value!r}; give a value of that type")
-    return faults
+def setting_faults(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with `--set` or the YAML section `llama_recipes:`, by name."""
+    found = {name: _fault(name, value) for name, value in settings.items()}
+    return {name: f"{name} {fault}" for name, fault in found.items() if fault}
+
+
+def _fault(name: str, value: Any) -> str | None:
+    kind = upstream_fields().get(name)
+    if name in _OWNED:
+        return f"is set by llama2tut itself; {f'use {_OWNED[name]}' if _OWNED[name] else 'leave it out'}"
+    if kind is None:
+        return (f"is no field of llama-recipes' config classes{did_you_mean(name, upstream_fields().keys() - _OWNED)}; "
+                "docs/configuration.md lists them")
+    if name.rpartition(".")[0] not in _USED:
+        return "belongs to a part of llama-recipes that is not in use here; leave it out"
+    if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool))):
+        return f"wants {kind}, not {value!r}; give a value of that type"
+    if kind in ("int", "float") and not 0 <= value < math.inf:
+        return f"wants a finite number from 0 on, not {value!r}; give one"
+    if name == "quantization_config.quant_type" and value not in ("nf4", "fp4"):
+        return f"wants nf4 or fp4, not {value!r}; give one of them"
+    if name == "use_wandb" and value and not importlib.util.find_spec("wandb"):
+        return "needs a package that is not installed; run pip install wandb, or leave it out"
+    return None

@@ -8,7 +8,8 @@ import yaml
 
 from llama2tut.errors import UsageError
 
-_LARGEST = 1_000_000  # bytes; the longest recipe that ships has under 2,000
+_LARGEST = 200_000  # bytes; the longest recipe that ships has under 2,000
+_TEXT = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class YamlFile:
     Attributes:
         path: where it was read.
         values: top-level key -> value.
-        lines: top-level key -> line, from 1.
+        lines: key -> line, from 1; keys below the top are dotted (`request.lr`).
     """
 
     path: Path
@@ -26,8 +27,37 @@ class YamlFile:
     lines: dict[str, int]
 
     def at(self, key: str) -> str:
-        """`FILE:LINE` of a key, for messages."""
-        return f"{self.path}:{self.lines[key]}"
+        """`FILE:LINE` of a key, or of the key that it lies in, for messages."""
+        return f"{self.path}:{self.lines.get(key) or self.lines[key.partition('.')[0]]}"
+
+    def section(self, key: str) -> "YamlFile":
+        """The mapping below a key, or an empty one."""
+        values = self.values.get(key)
+        lines = {name.removeprefix(f"{key}."): line for name, line in self.lines.items() if name.startswith(f"{key}.")}
+        return YamlFile(self.path, values if isinstance(values, dict) else {}, lines)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without anchors, aliases and tags; dates are text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: list[tuple[int, str]] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # in PyYAML's stubs, as below
+        if event.anchor or getattr(event, "tag", None):
+            self.faults.append((event.start_mark.line + 1,
+                                "anchors, aliases and tags are not read; write the plain value"))
+            if isinstance(event, yaml.AliasEvent):
+                self.get_event()  # type: ignore[no-untyped-call]
+                return yaml.ScalarNode(_TEXT, "")
+        return super().compose_node(parent, index)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "float", "int", "null")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
 def read_yaml(path: Path) -> YamlFile:
@@ -38,54 +68,62 @@ def read_yaml(path: Path) -> YamlFile:
             or duplicate keys; every such place is named with its line.
     """
     try:
-        size = path.stat().st_size
-        if size > _LARGEST:
-            raise UsageError(f"{path}: {size:,} bytes are too many for a configuration; give the YAML file itself")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8; give a YAML text file") from None
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read ({reason}); give a YAML file that exists") from None
-    faults: list[str] = []
+    if len(data) > _LARGEST:
+        raise UsageError(f"{path}: more than {_LARGEST:,} bytes are no configuration; give the YAML file itself")
     try:
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
-                line = token.start_mark.line + 1
-                faults.append(f"{path}:{line}: anchors, aliases and tags are not read; write the plain value")
-        if faults:
-            raise UsageError(*faults)
-        root = yaml.compose(text, yaml.SafeLoader)
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deeply; write plain `key: value` lines") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not a YAML text"
-        raise UsageError(f"{where}: {problem}; mend the YAML there") from None
-    if not isinstance(root, yaml.MappingNode):
+        values, lines = plain_values(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8; give a YAML text file") from None
+    except UsageError as error:
+        raise UsageError(*(f"{path}:{fault}" for fault in error.faults)) from None
+    if not isinstance(values, dict):
         raise UsageError(f"{path}: holds no `key: value` lines; write at least one")
-    faults = _duplicates(root, path)
-    if faults:
-        raise UsageError(*faults)
-    values = yaml.safe_load(text)
-    return YamlFile(path, {str(k): v for k, v in values.items()},
-                    {str(k.value): k.start_mark.line + 1 for k, _ in root.value})
+    return YamlFile(path, values, lines)
 
 
-def _duplicates(node: yaml.Node, path: Path) -> list[str]:
-    """A fault for each key that stands twice in one mapping, at any depth."""
+def plain_values(text: str) -> tuple[Any, dict[str, int]]:
+    """What a YAML text holds, and the line of each key (dotted where it is nested).
+
+    Raises:
+        UsageError: one fault a place, as `LINE: what is wrong; what to do`.
+    """
+    lines: dict[str, int] = {}
+    try:
+        loader = _PlainLoader(text)
+        root = loader.get_single_node()
+        if root:
+            _look_through(root, "", lines, loader.faults)
+        if loader.faults:
+            raise UsageError(*(f"{line}: {fault}" for line, fault in sorted(loader.faults)))
+        return loader.construct_document(root) if root else None, lines
+    except RecursionError:
+        raise UsageError("1: nested too deeply; write plain `key: value` lines") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UsageError(f"{line + 1}: {problem}; mend the YAML there") from None
+
+
+def _look_through(node: yaml.Node, prefix: str, lines: dict[str, int], faults: list[tuple[int, str]]) -> None:
+    """Note the line of each key, and a fault for each that stands twice in one mapping or is no word."""
     if isinstance(node, yaml.SequenceNode):
-        return [fault for item in node.value for fault in _duplicates(item, path)]
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    faults, seen = [], set()
-    for key, value in node.value:
+        for number, item in enumerate(node.value):
+            _look_through(item, f"{prefix}{number}.", lines, faults)
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            faults.append(f"{path}:{line}: a key must be a word; write `key: value`")
-        elif key.value in seen:
-            faults.append(f"{path}:{line}: {key.value} stands twice; keep one of them")
-        seen.add(str(key.value))
-        faults += _duplicates(value, path)
-    return faults
+            faults.append((line, "a key must be a word; write `key: value`"))
+            continue
+        if key.value in seen:
+            faults.append((line, f"{key.value} stands twice; keep one of them"))
+        seen.add(key.value)
+        key.tag = _TEXT  # `on`, `1` and `null` are words where a key stands
+        lines[f"{prefix}{key.value}"] = line
+        _look_through(value, f"{prefix}{key.value}.", lines, faults)
