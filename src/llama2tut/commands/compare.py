@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
         raise UsageError(f"--output {request.output} is no file in a folder that exists; give another")
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
+    if scored and setting.task and setting.task.metric == "rouge":
+        references = [row[setting.task.reference] for row in setting.rows]
+        if unread := sum(not re.search("[a-z0-9]", reference.lower()) for reference in references):
+            console.warn(f"ROUGE reads words of a-z and 0-9 only: {unread:,} of {len(references):,} references have "
+                         "none and score 0 whatever the answer")
     comparison = compare(setting, request, console)
     if scored and request.limit is None and request.split == "test":
         card_scores(adapters, comparison)
