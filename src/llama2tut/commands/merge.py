@@ -1,0 +1,96 @@
+"""`llama2tut merge`: base and adapter as one stand-alone model that plain transformers loads."""
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2tut.checks import free_memory_gib
+from llama2tut.console import Console
+from llama2tut.engine import torch_dtype
+from llama2tut.errors import MachineError, ModelError, UsageError
+from llama2tut.models import Checkpoint, check_fit, gpu_present, read_adapter, resolve
+from llama2tut.requests import MergeRequest
+
+_SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """Where the model is, and how to go on."""
+
+    text: str
+    exit_code: int = 0
+
+
+def run(request: MergeRequest, console: Console) -> MergeResult:
+    """Add the adapter to unquantised base weights, on the CPU, and write them with tokenizer and generation settings.
+
+    Raises:
+        UserError: adapter or base model cannot be used, the folder is taken, or the disk is full.
+    """
+    from safetensors import SafetensorError
+
+    folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
+    checkpoint = resolve(request.model or adapter.base)
+    check_fit(adapter, checkpoint)
+    _refuse_taken(folder, request, Path(checkpoint.path))
+    precision = request.precision or ("bf16" if gpu_present() else "fp32")
+    needed, free = checkpoint.parameters * (4 if precision == "fp32" else 2) / 2**30, free_memory_gib()
+    say = console.note if needed < free else console.warn
+    say(f"merging in {precision}: about {needed:.1f} GiB of memory ({free:.1f} are free), and as much on disk")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        if shutil.disk_usage(beside).free < needed * 2**30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for part in _merged(checkpoint, adapter.path, precision):
+            part.save_pretrained(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    except (OSError, SafetensorError) as error:
+        raise MachineError(f"--output-dir {request.output_dir} could not be written ({error}): free some space, or "
+                           "give a folder that you may write to") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return MergeResult(f'{request.output_dir}\nnext: llama2tut infer --model {request.output_dir} --prompt "…"\n')
+
+
+def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any, Any]:
+    """The model without a trace of PEFT, and its tokenizer."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path)
+        model: Any = LlamaForCausalLM.from_pretrained(checkpoint.path, dtype=torch_dtype(precision),
+                                                      use_safetensors=True)
+    except OSError as error:
+        raise ModelError(f"{checkpoint.name} cannot be loaded ({str(error).splitlines()[0]}): fetch it again, or give "
+                         "another --model") from None
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))  # as in training
+    with torch.inference_mode():
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True), tokenizer
+
+
+def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:
+    """Let only a folder be replaced that holds a model, nothing else, and nothing that is read from.
+
+    Raises:
+        UsageError: something would be lost.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--output-dir {request.output_dir} is a file or a link: give a new folder")
+    files = list(folder.iterdir()) if folder.exists() else []
+    if files and not request.force:
+        raise UsageError(f"--output-dir {request.output_dir} is not empty: give a new folder, or --force to replace "
+                         "the model in it")
+    model = (folder / "config.json").is_file() and all(file.is_file() and file.suffix in _SUFFIXES for file in files)
+    if files and (not model or folder.resolve() == base.resolve()):
+        raise UsageError(f"--output-dir {request.output_dir} is the base model, or holds more than a merged model: "
+                         "give a new folder")

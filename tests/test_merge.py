@@ -1,0 +1,138 @@
+"""Merging: a stand-alone model that plain transformers loads and that answers as the adapter does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def make_base(folder: Path, toy_model_dir: Path, *, tied: bool) -> Path:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig.from_pretrained(toy_model_dir, tie_word_embeddings=tied)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(toy_model_dir).save_pretrained(folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"max_length": 99}))
+    return folder
+
+
+def make_adapter(folder: Path, base: Path) -> Path:
+    """An adapter on every linear layer whose update is large enough to change answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(2)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base),
+                           LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path, toy_model_dir):
+    """A base model and an adapter on it."""
+    base = make_base(tmp_path / "base", toy_model_dir, tied=False)
+    return base, make_adapter(tmp_path / "adapter", base)
+
+
+def answers(model, ids):
+    return model.generate(ids, max_new_tokens=24, max_length=None, do_sample=False, pad_token_id=0)[0].tolist()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir, run_cli, tied):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=tied)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    target = tmp_path / "new" / "merged"
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", target)
+    assert (done.code, done.out.splitlines()[0]) == (0, str(target)), done.err
+    assert f"llama2tut infer --model {target}" in done.out
+
+    plain = AutoModelForCausalLM.from_pretrained(target)
+    untouched = AutoModelForCausalLM.from_pretrained(base)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    assert type(plain).__name__ == "LlamaForCausalLM"
+    assert plain.config.tie_word_embeddings is tied
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    ids = tokenizer("What is 19-59?", return_tensors="pt").input_ids
+    assert torch.equal(ids, AutoTokenizer.from_pretrained(base)("What is 19-59?", return_tensors="pt").input_ids)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-4)
+    assert answers(plain, ids) == answers(tuned, ids) != answers(untouched, ids)
+    assert plain.generation_config.max_length == 99
+    assert sorted(file.name for file in target.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert [entry.name for entry in target.parent.iterdir()] == ["merged"]
+
+    answer = run_cli("infer", "--model", target, "--prompt", "What is 19-59?", "--max-new-tokens", "24")
+    assert answer.code == 0
+    assert answer.out == tokenizer.decode(answers(plain, ids)[ids.shape[1]:], skip_special_tokens=True) + "\n"
+
+
+def test_precision_is_that_of_the_saved_weights(tmp_path, pair, run_cli):
+    from safetensors import safe_open
+
+    done = run_cli("merge", "--adapter", pair[1], "--output-dir", tmp_path / "m", "--precision", "bf16")
+    assert done.code == 0
+    assert "merging in bf16: about 0.0 GiB of memory" in done.err
+    with safe_open(tmp_path / "m" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118  # no dict
+
+
+def test_a_taken_folder_is_refused_and_force_replaces_only_a_merged_model(tmp_path, pair, run_cli):
+    base, adapter = pair
+    target = tmp_path / "m"
+    target.mkdir()  # an empty folder is as good as none
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", target).code == 0
+    first = (target / "model.safetensors").read_bytes()
+
+    again = run_cli("merge", "--adapter", adapter, "--output-dir", target)
+    assert (again.code, again.out) == (2, "")
+    assert again.err.startswith("llama2tut: error: --output-dir")
+    assert "--force" in again.err
+    (target / "model.safetensors").write_bytes(b"old")
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", target, "--force").code == 0
+    assert (target / "model.safetensors").read_bytes() == first
+
+    (target / "thesis.docx").write_text("mine")
+    for folder in (target, base, adapter):
+        before = sorted(folder.iterdir())
+        refused = run_cli("merge", "--adapter", adapter, "--output-dir", folder, "--force")
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.rstrip().endswith("give a new folder")
+        assert sorted(folder.iterdir()) == before
+    link = tmp_path / "link"
+    link.symlink_to(base)
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", link, "--force").code == 2
+
+
+def test_a_full_disk_leaves_no_part_of_a_model(tmp_path, pair, run_cli, monkeypatch):
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=1000))
+    refused = run_cli("merge", "--adapter", pair[1], "--output-dir", tmp_path / "m")
+    assert (refused.code, refused.out) == (2, "")
+    assert "No space left" in refused.err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path, pair, toy_model_dir, run_cli):
+    base, adapter = pair
+    refused = run_cli("merge", "--adapter", base, "--output-dir", tmp_path / "m")
+    assert refused.code == 2
+    assert "give it as --model" in refused.err
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 2
+    assert not (tmp_path / "m").exists()
