@@ -74,6 +74,7 @@ def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir,
     assert plain.generation_config.max_length == 99
     assert sorted(file.name for file in target.iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert {file.stat().st_mode for file in target.iterdir()} == {(base / "config.json").stat().st_mode}
     assert [entry.name for entry in target.parent.iterdir()] == ["merged"]
 
     answer = run_cli("infer", "--model", target, "--prompt", "What is 19-59?", "--max-new-tokens", "24")

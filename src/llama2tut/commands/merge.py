@@ -10,7 +10,8 @@ from typing import Any
 from llama2tut.checks import free_memory_gib
 from llama2tut.console import Console
 from llama2tut.engine import torch_dtype
-from llama2tut.errors import MachineError, ModelError, UsageError
+from llama2tut.errors import MachineError, UsageError
+from llama2tut.loading import load_tokenizer, loading
 from llama2tut.models import Checkpoint, check_fit, gpu_present, read_adapter, resolve
 from llama2tut.requests import MergeRequest
 
@@ -48,6 +49,8 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for part in _merged(checkpoint, adapter.path, precision):
             part.save_pretrained(beside)
+        for file in beside.iterdir():  # safetensors are written for the user's eyes only
+            file.chmod((beside / "config.json").stat().st_mode)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(beside, folder)
@@ -63,18 +66,15 @@ def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any,
     """The model without a trace of PEFT, and its tokenizer."""
     import torch
     from peft import PeftModel
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.path)
+    with loading(f"--model {checkpoint.name}"):
         model: Any = LlamaForCausalLM.from_pretrained(checkpoint.path, dtype=torch_dtype(precision),
                                                       use_safetensors=True)
-    except OSError as error:
-        raise ModelError(f"{checkpoint.name} cannot be loaded ({str(error).splitlines()[0]}): fetch it again, or give "
-                         "another --model") from None
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
-    with torch.inference_mode():
+    with torch.inference_mode(), loading(f"--adapter {adapter}"):
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True), tokenizer
 
 
