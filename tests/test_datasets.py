@@ -1,5 +1,6 @@
 """The functions that llama-recipes loads by path: both forms of the call, limits, readers' Python files, collators."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from llama2tut import datasets as hooks
-from llama2tut.errors import DataError
+from llama2tut.errors import DataError, UserError
 from llama2tut.examples import Examples
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import RunConfig
@@ -30,8 +31,8 @@ def stored(tmp_path, arithmetic_dir):
     def store(**flags) -> SimpleNamespace:
         request = FinetuneRequest(**{"task": "arithmetic", "data": str(arithmetic_dir), "model": "m",
                                      "output_dir": tmp_path, "context_length": 256, **flags})
-        config = RunConfig(request=request, model_path="m", device="cpu", precision="fp32", quantization="none",
-                           attention="sdpa", checkpointing=False, data_source="", digests={}, versions={})
+        rest = {field.name: "" for field in dataclasses.fields(RunConfig)}  # the hooks read the request alone
+        config = RunConfig(**{**rest, "request": request, "digests": {}, "versions": {}})
         return SimpleNamespace(data_path=str(config.write()), file=hooks.__file__)
 
     return store
@@ -207,19 +208,20 @@ def test_limits_hold_for_a_python_file(stored, tokenizer, own):
     ("missing", r"own\.py has no function missing; define it, or name another, as .*own\.py:FUNCTION$"),
 ])
 def test_faults_of_a_python_file_are_the_readers_to_mend(stored, tokenizer, own, function, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         get(stored(task=f"{own}:{function}", data=None), tokenizer, "train")
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("def get_custom_dataset(:\n", r"SyntaxError: invalid syntax \(.*line 1\)"),
-    ("\nimport no_such_package\n", r"ModuleNotFoundError: .*'no_such_package' \(.*bad\.py line 2\); mend it there$"),
-    (None, r"bad\.py: no such file; name a Python file, or a TASK\.yaml$"),
+    ("\ndef get_custom_dataset(:\n", r"bad\.py:2: invalid syntax; mend the file$"),
+    ("\nfrom no_such_package import get_custom_dataset\n",
+     r"ModuleNotFoundError: .*'no_such_package' \(.*bad\.py line 2\); mend it there$"),
+    (None, r"bad\.py cannot be read \(No such file or directory\); name a Python file that exists$"),
 ])
 def test_a_python_file_that_cannot_be_loaded(stored, tokenizer, tmp_path, text, message):
     if text is not None:
         (tmp_path / "bad.py").write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         get(stored(task=f"{tmp_path / 'bad.py'}", data=None), tokenizer, "train")
 
 

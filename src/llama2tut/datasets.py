@@ -22,7 +22,7 @@ from llama2tut.readers import numbered
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import read_run
 from llama2tut.sources import SPLITS, load_rows
-from llama2tut.task_files import load_task
+from llama2tut.task_files import check_python, load_task
 from llama2tut.tasks import ARITHMETIC, SAMSUM, Task
 from llama2tut.tokenize import encode_rows
 
@@ -104,22 +104,19 @@ def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> li
     """The examples of a reader's own Python file, as upstream would ask for them.
 
     Raises:
-        DataError: no such file or function, whatever the file itself raises, or examples that cannot be trained on.
+        UsageError: no such file or function.
+        DataError: whatever the file itself raises, or examples that cannot be trained on.
     """
     from llama_cookbook.configs.datasets import custom_dataset
     from llama_cookbook.datasets.custom_dataset import load_module_from_py_file
 
+    check_python(request.task)
     path, _, name = request.task.partition(":")
-    name = name or "get_custom_dataset"
     where = f"--task {request.task}, {split}"
-    if not Path(path).is_file():
-        raise DataError(f"--task {path}: no such file; name a Python file, or a TASK.yaml")
     config = custom_dataset(file=request.task, data_path=request.data or "")
     try:
-        module = load_module_from_py_file(path)
-        if not hasattr(module, name):
-            raise DataError(f"--task {path} has no function {name}; define it, or name another, as {path}:FUNCTION")
-        examples = as_examples(getattr(module, name)(config, tokenizer, split), where)
+        function: Any = getattr(load_module_from_py_file(path), name or "get_custom_dataset")
+        examples = as_examples(function(config, tokenizer, split), where)
     except DataError:
         raise
     except Exception as error:  # the reader's own code may raise anything
