@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def llama_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != "llama":
         raise ModelError(f"{folder} is a {config.get('model_type')!r} checkpoint; llama-recipes trains 'llama' only: "
                          "give a model with \"model_type\": \"llama\" in its config.json")
+    if "quantization_config" in config:
+        raise ModelError(f"{folder} is quantised already: give the model that it was made from")
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     wrong = [key for key in sizes if type(config.get(key)) is not int or config[key] < 1]
     if wrong:
@@ -109,10 +112,10 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 "model.norm.weight": (config["hidden_size"],)}
     if not config.get("tie_word_embeddings"):
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    for layer in range(config["num_hidden_layers"]):
-        for name, (inputs, outputs) in linear_shapes(config).items():
-            expected[f"model.layers.{layer}.{name}.weight"] = (outputs, inputs)
-    for name, shape in expected.items():
+    in_layers = ((f"model.layers.{layer}.{name}.weight", (outputs, inputs))
+                 for layer in range(config["num_hidden_layers"])
+                 for name, (inputs, outputs) in linear_shapes(config).items())
+    for name, shape in chain(expected.items(), in_layers):  # the number of layers may be any: stop at the first fault
         if shapes.get(name) != shape:
             found = f"of shape {shapes[name]}" if name in shapes else "missing"
             raise ModelError(f"{folder}: {name} is {found} where config.json asks for {shape}: give a complete, "

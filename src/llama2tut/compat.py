@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.errors import MachineError
+from llama2tut.loading import loading
 
 _PIN = "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1"
 
@@ -87,7 +88,8 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
             kwargs |= {"use_cache": False, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
             if kwargs.get("quantization_config") or device == "cuda":
                 kwargs["device_map"] = {"": 0 if device == "cuda" else "cpu"}
-            return LlamaForCausalLM.from_pretrained(*args, **kwargs)
+            with loading(f"--model {args[0]}"):
+                return LlamaForCausalLM.from_pretrained(*args, **kwargs)
 
     with _replaced("llama_cookbook.finetuning", "LlamaForCausalLM", Loader):
         yield

@@ -46,14 +46,14 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows) -> Callable[[Any], 
 
     def scores(model: Any) -> dict[str, float]:
         import torch
-        from transformers import AutoTokenizer
 
         from llama2tut.generate import Generator
+        from llama2tut.loading import load_tokenizer
         from llama2tut.sampling import Sampling
         from llama2tut.scoring import score
         from llama2tut.tokenize import encode_prompt
 
-        tokenizer = AutoTokenizer.from_pretrained(config.model_path)
+        tokenizer = load_tokenizer(config.model_path)
         room = config.request.context_length - task.max_new_tokens
         prompts = [encode_prompt(tokenizer, task, row, room)[0] for row in chosen]
         base = model.get_base_model()

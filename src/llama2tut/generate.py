@@ -16,7 +16,8 @@ from typing import Any
 
 from llama2tut import kernels
 from llama2tut.decoding import add_adapters_in_place, decode
-from llama2tut.errors import DataError, MachineError, ModelError
+from llama2tut.errors import DataError, MachineError
+from llama2tut.loading import load_tokenizer, loading
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling
 
@@ -50,7 +51,7 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     on_gpu = device.startswith("cuda")
     if on_gpu and kernels.liger_available():
@@ -63,30 +64,29 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     else:
         config = config(load_in_8bit=True) if quantization == "8bit" else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        model: Any = LlamaForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
-            quantization_config=config)
+        tokenizer = load_tokenizer(checkpoint.path)
+        with loading(f"--model {checkpoint.name}"):
+            model: Any = LlamaForCausalLM.from_pretrained(
+                checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
+                quantization_config=config)
         if on_gpu and quantization == "4bit" and 2.2 * checkpoint.parameters < torch.cuda.mem_get_info()[0]:
             # The numbers that the adapter was trained against, without unpacking them again for every token.
             model = model.dequantize()
     except torch.OutOfMemoryError:
         raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
                            "--model") from None
-    except OSError as error:
-        raise ModelError(f"{checkpoint.name} cannot be loaded ({str(error).splitlines()[0]}): fetch it again, or give "
-                         "another --model") from None
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
     ends = model.generation_config.eos_token_id
     eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     switch: Any = None
     for number, adapter in enumerate(adapters):
-        if switch is None:
-            switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
-                                               autocast_adapter_dtype=not on_gpu)
-        else:
-            switch.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
+        with loading(f"--adapter {adapter.path}"):
+            if switch is None:
+                switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
+                                                   autocast_adapter_dtype=not on_gpu)
+            else:
+                switch.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
     if on_gpu and switch:
         add_adapters_in_place(switch)
     return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu)

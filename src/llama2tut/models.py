@@ -6,15 +6,19 @@
 
 import difflib
 import glob
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from llama2tut.checkpoints import check_folder, linear_shapes, llama_config, read_json, tensor_shapes
+from llama2tut.coercion import coerce
 from llama2tut.errors import ModelError
+from llama2tut.loading import loading
+from llama2tut.requests import FinetuneRequest
 from llama2tut.smollm2 import ALIAS, converted
 from llama2tut.yaml_files import read_yaml
 
@@ -146,10 +150,10 @@ def _notes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """What is odd about a checkpoint: a tokenizer with more tokens than the embedding has rows."""
     if not (folder / "tokenizer.json").is_file():
         return ()
-    tokenizer = read_json(folder / "tokenizer.json")
-    vocabulary = tokenizer.get("model", {}).get("vocab", ())
-    added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
-    tokens = max([len(vocabulary), *added])
+    with loading(str(folder / "tokenizer.json")):
+        tokenizer = read_json(folder / "tokenizer.json")
+        added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
+        tokens = max([len(tokenizer["model"]["vocab"]), *added])
     if tokens <= config["vocab_size"]:
         return ()
     return (f"the tokenizer has {tokens:,} tokens and the model {config['vocab_size']:,}: untrained rows are added",)
@@ -181,19 +185,37 @@ def read_adapter(path: Path) -> Adapter:
                                                            "target_modules"))
     if config.get("peft_type") != "LORA":
         raise ModelError(f"--adapter {path} is of PEFT type {config.get('peft_type')!r}: only LORA can be used")
-    if type(r) is not int or not isinstance(alpha, int | float) or not isinstance(base, str) or not targets:
+    if type(r) is not int or r < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha) or not (
+            base and isinstance(base, str) and targets and isinstance(targets, str | list)):
         raise ModelError(f"{path / 'adapter_config.json'} has no r, lora_alpha, target_modules or "
                          "base_model_name_or_path: train the adapter again")
     if not (path / "adapter_model.safetensors").is_file() and (path / "adapter_model.bin").exists():
         raise ModelError(f"--adapter {path} holds pickled weights, which can run code and are never opened: save the "
                          "adapter as safetensors")
     tensors = tensor_shapes(path / "adapter_model.safetensors")
-    saved = path / "llama2tut.yaml"
-    request = read_yaml(saved).values.get("request") if saved.is_file() else {}
-    if not isinstance(request, dict):
-        raise ModelError(f"{saved} has no `request:` mapping: remove the file to use the adapter without it")
+    request = _saved_request(path / "llama2tut.yaml")
     return Adapter(path, str(request.get("model") or base), r, alpha,
                    (targets,) if isinstance(targets, str) else tuple(targets), request, config, tensors)
+
+
+def _saved_request(path: Path) -> dict[str, Any]:
+    """What `finetune` was asked, as an adapter's llama2tut.yaml has it; {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    file = read_yaml(path).section("request")
+    hints, faults = get_type_hints(FinetuneRequest), []
+    if not file.values:
+        raise ModelError(f"{path} has no `request:` mapping: remove the file to use the adapter without it")
+    for key, value in file.values.items():
+        try:
+            if key in hints:
+                coerce(value, hints[key], {})
+        except ValueError as error:
+            faults.append(f"{file.at(key)}: {key} {error}, not {value!r}: mend it, or remove the file to use the "
+                          "adapter without it")
+    if faults:
+        raise ModelError(*faults)
+    return file.values
 
 
 def check_fit(adapter: Adapter, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
+from llama2tut.loading import check_loadable, load_tokenizer
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present
 from llama2tut.requests import FinetuneRequest, Precision
@@ -30,6 +31,7 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
     if device == "cuda" and not torch.cuda.is_available():
         raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
                            "nvidia-smi and the build with `pip show torch`, or train on the CPU with --gpus 0")
+    check_loadable(checkpoint.path)  # while nothing has been written yet
     precision: Precision = request.precision or ("fp32" if device == "cpu" else "bf16" if has_bf16() else "fp16")
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
     checkpointing = request.gradient_checkpointing == "on"
@@ -80,13 +82,11 @@ def gpu_room_gib() -> float:
 
 def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None) -> str:
     """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
-    from transformers import AutoTokenizer
-
     from llama2tut.datasets import split_examples
     from llama2tut.engine import upstream_arguments
     from llama2tut.schedule import plan
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model_path)
+    tokenizer = load_tokenizer(config.model_path)
     splits = {split: split_examples(config.request, tokenizer, split) for split in ("train", "validation")}
     schedule = plan([len(example["input_ids"]) for example in splits["train"]], config.request)
     total = sum(len(splits["train"][index]["input_ids"])

@@ -1,6 +1,7 @@
 """What people read about a run: training.json, loss.png and the model card README.md."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The objects of metrics.jsonl, one a step and kind: what a resumed run did again replaces what it did before."""
     entries: dict[tuple[int, bool], dict[str, Any]] = {}
     path = folder / METRICS_NAME
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-            entries[entry["step"], "loss" in entry] = entry
-        except (ValueError, KeyError, TypeError):
+            if all(value is None or math.isfinite(value) for value in entry.values()):
+                entries[int(entry["step"]), "loss" in entry] = entry
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # a line that a full disk cut short
     return [entries[key] for key in sorted(entries)]
 
@@ -40,15 +42,12 @@ def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
 
 
 def _summary(config: RunConfig, run: TrainingRun) -> dict[str, Any]:
-    import torch
-
-    peak = torch.cuda.max_memory_reserved() / 2**30 if config.device == "cuda" else None
     return {
         "finished": True, "steps": run.at.step, "seconds": round(run.at.elapsed, 1), "tokens": run.tokens,
         "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1), "final_loss": run.last_loss,
         "validation_loss": run.last_validation_loss, "best_validation_loss": run.at.best_loss,
         "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
-        "device": config.device, "peak_memory_gib": round(peak, 2) if peak else None,
+        "device": config.device, "peak_memory_gib": round(run.peak_gib, 2) if run.peak_gib else None,
         "precision": config.precision, "quantization": config.quantization, "attention": config.attention,
         "gradient_checkpointing": config.checkpointing, "liger": config.liger, "recorded": config.recorded,
         "llama2tut": __version__,
@@ -145,7 +144,10 @@ def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
     from llama2tut.render import score_table
 
     for card in (path / "README.md" for path in adapters):
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        try:
+            text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        except UnicodeDecodeError:
+            continue  # not the card that was written here
         head, scores, rest = text.partition("## Scores\n")
         _, use, rest = rest.partition("## Use\n")
         if scores and use:

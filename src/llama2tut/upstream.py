@@ -80,6 +80,4 @@ def _fault(name: str, value: Any) -> str | None:
         return f"wants a finite number from 0 on, not {value!r}; give one"
     if name == "quantization_config.quant_type" and value not in ("nf4", "fp4"):
         return f"wants nf4 or fp4, not {value!r}; give one of them"
-    if name == "use_wandb" and value and not importlib.util.find_spec("wandb"):
-        return "needs a package that is not installed; run pip install wandb, or leave it out"
     return None

@@ -85,10 +85,10 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
 def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None,
            console: Console) -> FinetuneResult:
     import torch
-    from transformers import AutoTokenizer
 
     from llama2tut.engine import train
     from llama2tut.evaluation import answer_scorer
+    from llama2tut.loading import load_tokenizer
     from llama2tut.memory import advice
     from llama2tut.planning import gpu_room_gib
     from llama2tut.report import write_report
@@ -105,7 +105,7 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
             _clear(config.output_dir)
         with writing(config.output_dir):
             config.write()
-        publish(config.output_dir, AutoTokenizer.from_pretrained(config.model_path))
+        publish(config.output_dir, load_tokenizer(config.model_path))
         score = None
         if config.request.eval_generate and task and rows and task.metric != "none":
             score = answer_scorer(config, task, rows)
