@@ -1,0 +1,37 @@
+"""docs/configuration.md: generated, and true."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from llama2tut.building import build_request
+from llama2tut.errors import UsageError
+from llama2tut.requests import FinetuneRequest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "make_configuration_doc.py"
+
+
+@pytest.fixture(scope="module")
+def generator():
+    spec = importlib.util.spec_from_file_location("make_configuration_doc", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_file_is_what_the_code_says(generator):
+    assert generator.FILE.read_text(encoding="utf-8") == generator.document(), \
+        "run python scripts/make_configuration_doc.py"
+
+
+def test_a_recipe_takes_the_keys_that_the_page_says(generator, tmp_path):
+    refused = set()
+    for field in dataclasses.fields(FinetuneRequest):
+        (tmp_path / "r.yaml").write_text(f"{field.metadata.get('yaml', field.name)}: []\n")
+        with pytest.raises(UsageError) as raised:
+            build_request("finetune", {"task": "arithmetic", "config": str(tmp_path / "r.yaml")})
+        if "is no key of a recipe" in str(raised.value):
+            refused.add(field.name)
+    assert refused == generator.FLAG_ONLY
