@@ -1,9 +1,12 @@
 """A task from a YAML file: what its keys mean, and every fault by its line."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from llama2tut.errors import UsageError
-from llama2tut.task_files import load_task
+from llama2tut.task_files import check_python, load_task
 from llama2tut.tasks import ARITHMETIC, SAMSUM
 
 
@@ -92,3 +95,14 @@ def test_faults_of_a_task_file_are_said_together(task_file, text, expected):
 def test_braces_that_are_no_column_are_the_prompts_own(task_file):
     task = load_task(task_file("""prompt: 'As {"team": …}: {a}'\ntarget: b\n"""))
     assert task.render({"a": "x"}) == 'As {"team": …}: x'
+
+
+def test_the_blocks_of_the_guide_are_what_they_claim_to_be(task_file, tmp_path):
+    guide = (Path(__file__).parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", guide, re.DOTALL))
+    task = load_task(task_file(blocks["yaml"]))
+    assert task.columns == ("message", "team")
+    assert task.render({"message": "Hi"}).endswith("message?\nHi\n---\nTeam:\n")
+    assert (task.extract('"delivery".', ""), task.shorten, task.default_data) == ("delivery", "message", "rows.csv")
+    (tmp_path / "own.py").write_text(blocks["python"])
+    check_python(str(tmp_path / "own.py"))
