@@ -118,6 +118,13 @@ def test_a_fault_in_the_rows_names_file_row_and_remedy(there, run_cli, tmp_path,
     assert "no column 'shade' (there: 'fruit', 'colour'; task colours needs 'fruit', 'shade')" in wrong
 
 
+def test_a_task_file_out_of_reach(there, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("compare", "--adapter", there / "outputs" / "colours")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("start where finetune ran, or give --task\n")
+
+
 def test_rows_longer_than_the_context_are_refused_unless_a_column_may_be_cut(there, run_cli, toy_model_dir):
     line = ("finetune", "--task", "cut.yaml", "--context-length", 64, "--model", toy_model_dir, "--dry-run")
     (there / "cut.yaml").write_text(TASK)

@@ -88,6 +88,9 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     elif name is None and prompts is None and not faults:
         faults.append("--task is missing: the adapter names none; give samsum, arithmetic or a TASK.yaml")
     task = attempt(load_task, name) if name else None
+    if name and not task and not request.task:
+        faults.append(f"--task is missing, and {name}, which the adapter was trained with, is of no use from here; "
+                      "start where finetune ran, or give --task")
     if template and task and len(task.prompt_columns) != 1:
         faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
                       "give the whole prompt with --raw")
