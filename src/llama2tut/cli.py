@@ -18,6 +18,8 @@ from llama2tut.errors import Interrupted, UsageError, UserError
 from llama2tut.help import command_help, general_help
 from llama2tut.requests import COMMANDS, Request
 
+_MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
+
 
 class Result(Protocol):
     """What a command returns: `text` for stdout and the exit code."""
@@ -52,8 +54,10 @@ def main(argv: Sequence[str]) -> int:
         console.write(result.text)
         return result.exit_code
     except UserError as error:
-        for fault in error.faults:
+        for fault in error.faults[:_MOST_FAULTS]:
             console.note(f"llama2tut: error: {' '.join(fault.split())}")
+        if (more := len(error.faults) - _MOST_FAULTS) > 0:
+            console.note(f"llama2tut: error: {more:,} more; mend these first")
         return 2
     except Interrupted as stop:
         console.note(f"llama2tut: {stop}")

@@ -21,9 +21,10 @@ _EXAMPLES = {
 def general_help() -> str:
     """What the commands are, in the order in which they are used."""
     width = _width()
-    lines = [f"llama2tut {__version__}: fine-tune Llama 2 with llama-recipes, and see what it changed.", ""]
+    lines = [_prose(f"llama2tut {__version__}: fine-tune Llama 2 with llama-recipes, and see what it changed."), ""]
     lines += [_entry(name, _summary(name), 18, width) for name in COMMANDS]
-    lines += ["", "llama2tut COMMAND --help shows a command's flags.", "On a laptop, without a GPU or the network:", ""]
+    lines += ["", _prose("llama2tut COMMAND --help shows a command's flags."),
+              _prose("On a laptop, without a GPU or the network:"), ""]
     lines += ["  llama2tut gen-arithmetic", "  llama2tut finetune --task arithmetic", "  llama2tut compare"]
     return "\n".join(lines)
 
@@ -31,7 +32,7 @@ def general_help() -> str:
 def command_help(command: str) -> str:
     """A command's flags by group, each with its default in brackets, and two examples."""
     width = _width()
-    lines = [*textwrap.wrap(f"llama2tut {command}: {_summary(command)}", width), ""]
+    lines = [_prose(f"llama2tut {command}: {_summary(command)}"), ""]
     group = None
     for field in dataclasses.fields(COMMANDS[command]):
         if (title := field.metadata.get("group")) != group:
@@ -47,22 +48,27 @@ def _width() -> int:
     return max(20, min(shutil.get_terminal_size().columns, 110))
 
 
+def _prose(text: str) -> str:
+    return textwrap.fill(text, _width(), break_on_hyphens=False)
+
+
 def _summary(command: str) -> str:
     return (COMMANDS[command].__doc__ or "").strip().split("\n")[0]
 
 
 def _entry(name: str, text: str, column: int, width: int) -> str:
-    """`  name   text`, the text wrapped in its own column, or below the name where the terminal is narrow."""
-    if width < column + 24:
-        return "\n".join([f"  {name}", *textwrap.wrap(text, max(16, width - 4), initial_indent="    ",
-                                                      subsequent_indent="    ")])
-    gap = " " * column
-    return textwrap.fill(text, width, initial_indent=f"  {name}".ljust(column - 1) + " ", subsequent_indent=gap)
+    """`  name   text`, the text in its own column, or below a name that does not leave room for it."""
+    head, gap = f"  {name}", " " * (column if width >= column + 24 else 4)
+    body = textwrap.fill(text, width, initial_indent=gap, subsequent_indent=gap, break_on_hyphens=False)
+    return f"{head}\n{body}" if len(head) >= len(gap) else head + body[len(head):]
 
 
 def _default(field: dataclasses.Field[object]) -> str:
-    if field.default is dataclasses.MISSING or field.default in (None, False, ()):
-        return " (required)" if field.default is field.default_factory is dataclasses.MISSING else ""
-    if isinstance(field.default, tuple):
-        return f" [{','.join(map(str, field.default))}]"
-    return f" [{'on; --no-' + field.name.replace('_', '-') if field.default is True else field.default}]"
+    default = field.default
+    if default is dataclasses.MISSING:
+        return " (required)" if field.default_factory is dataclasses.MISSING else ""
+    if default is None or default is False or default == ():
+        return ""
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    return f" [{'on; --no-' + field.name.replace('_', '-') if default is True else default}]"

@@ -95,7 +95,7 @@ def _task(file: YamlFile) -> Task:
         faults.append(f"{file.at('prompt')}: the prompt names no column; put one in braces, as in {{question}}")
     if task.target in task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt shows the target {{{task.target}}}; take it out of the prompt")
-    if task.shorten and task.shorten not in task.prompt_columns:
+    if task.shorten and task.prompt_columns and task.shorten not in task.prompt_columns:
         faults.append(f"{file.at('shorten')}: {task.shorten} is no column of the prompt; name one of "
                       f"{', '.join(task.prompt_columns)}")
     if faults:
