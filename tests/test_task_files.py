@@ -1,108 +1,133 @@
-"""A task from a YAML file: what its keys mean, and every fault by its line."""
+"""Tasks from YAML: what a file means, and every fault of it with its line."""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from llama2tut.errors import UsageError
 from llama2tut.task_files import check_python, load_task
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks import BUILT_IN, SAMSUM, Task
+
+WHOLE = """\
+prompt: "Translate to French:\\n{english}\\n---\\nFrench:\\n"
+target: french
+reference: gold
+metric: rouge
+extract: '"([^"]*)"'
+shorten: english
+max_new_tokens: 64
+data: my-rows.csv
+recipe: arithmetic
+"""
 
 
-@pytest.fixture
-def task_file(tmp_path):
-    def write(text: str) -> str:
-        path = tmp_path / "mine.yaml"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    return write
+def task_of(tmp_path: Path, text: str) -> Task:
+    file = tmp_path / "french.yaml"
+    file.write_text(text, "utf-8")
+    return load_task(str(file))
 
 
-def faults(name: str) -> list[str]:
+def faults_of(tmp_path: Path, text: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
-        load_task(name)
-    return [fault.removeprefix(name) for fault in caught.value.faults]
+        task_of(tmp_path, text)
+    return [fault.removeprefix(f"{tmp_path / 'french.yaml'}:").strip() for fault in caught.value.faults]
 
 
-def test_the_built_in_tasks_go_by_their_names():
-    assert load_task("samsum") is SAMSUM
-    assert load_task("arithmetic") is ARITHMETIC
+def test_every_key_has_its_meaning(tmp_path):
+    task = task_of(tmp_path, WHOLE)
+    assert task.name == "french"
+    assert task.render({"english": "{target} yes"}) == "Translate to French:\n{target} yes\n---\nFrench:\n"
+    assert (task.target, task.reference, task.metric, task.shorten) == ("french", "gold", "rouge", "english")
+    assert (task.max_new_tokens, task.default_data, task.recipe) == (64, "my-rows.csv", "arithmetic")
+    assert task.extract('so "oui" then', "") == "oui"
+    assert task.extract("no quotes", "") is None
 
 
-def test_two_lines_make_a_task(task_file):
-    task = load_task(task_file('prompt: "{english}\\n=\\n"\ntarget: french\n'))
-    assert (task.name, task.metric, task.target, task.reference) == ("mine", "exact_match", "french", "french")
-    assert (task.max_new_tokens, task.shorten, task.default_data, task.recipe) == (128, None, None, "samsum")
-    assert task.columns == ("english", "french")
-    assert task.render({"english": "a {french} {b}"}) == "a {french} {b}\n=\n"
-    assert task.extract(" le chat\n", "") == "le chat"
-
-
-def test_every_key_has_its_place(task_file):
-    task = load_task(task_file(
-        'prompt: "{a} in {b}: "\ntarget: c\nreference: d\nmetric: rouge\nextract: "[0-9]+"\nshorten: b\n'
-        "max_new_tokens: 9\ndata: rows\nrecipe: arithmetic\n"))
-    assert (task.target, task.reference, task.metric, task.shorten) == ("c", "d", "rouge", "b")
-    assert (task.max_new_tokens, task.default_data, task.recipe) == (9, "rows", "arithmetic")
-    assert task.columns == ("a", "b", "c", "d")
+def test_prompt_and_target_are_enough(tmp_path):
+    task = task_of(tmp_path, "prompt: 'Q: {q}'\ntarget: a\n")
+    assert (task.reference, task.metric, task.shorten, task.max_new_tokens, task.default_data, task.recipe) == (
+        "a", "exact_match", None, 128, None, SAMSUM.recipe)
+    assert task.extract("  whole\nanswer ", "") == "whole\nanswer"
 
 
 @pytest.mark.parametrize(("pattern", "answer", "found"), [
-    (r"^\W*(\w+)", ' "Red", I think', "Red"),
-    (r"[^\n]+", "\n First line \nsecond", "First line"),
-    (r"answer: (.*) end", "answer: two\nlines end", "two\nlines"),
-    (r"(\d+)|none", "none", None),
-    (r"(\d+) apples|(\w+) pears", "two pears", "two"),
-    (r"\d+", "no number", None),
+    ("[0-9]+", "the 42nd", "42"),
+    ("^(a)|(b)$", "x b", "b"),
+    ("x(y)?", "x", None),
+    ("(?s)A(.*)Z", "A\n b \nZ", "b"),
 ])
-def test_what_of_an_answer_is_compared(task_file, pattern, answer, found):
-    task = load_task(task_file(f"prompt: '{{a}}'\ntarget: b\nextract: '{pattern}'\n"))
-    assert task.extract(answer, "") == found
+def test_a_pattern_picks_a_part_of_the_answer(tmp_path, pattern, answer, found):
+    assert task_of(tmp_path, f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n").extract(answer, "") == found
 
 
-def test_a_name_that_is_no_task():
-    assert faults("samsam") == [
-        "--task samsam: there is no such task (did you mean samsum?); give arithmetic, samsum or a TASK.yaml"]
+KEYS = "prompt, target, reference, metric, extract, shorten, max_new_tokens, data, recipe"
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("promt: '{a}'\ntarget: [b]\nmax_new_tokens: 1.5\n", [
-        ":1: promt is no key of a task (did you mean prompt?); use prompt, target, reference, metric, extract, "
-        "shorten, max_new_tokens, data, recipe",
-        ":2: target wants text; mend the value",
-        ":3: max_new_tokens wants a whole number above 0; mend the value",
-        ": prompt is missing; add a line `prompt: …`"]),
-    ("prompt: '{a} {b}'\ntarget: b\nshorten: c\nmetric: bleu\nextract: '('\nrecipe: mine\n", [
-        ":4: metric bleu is none of exact_match, rouge, none; name one of them",
-        ":5: the pattern does not compile (missing ), unterminated subpattern at position 0); mend the pattern",
-        ":6: there is no recipe mine; name one of arithmetic, samsum",
-        ":1: the prompt shows the target {b}; take it out of the prompt",
-        ":3: c is no column of the prompt; name one of a, b"]),
-    ("target: b\nprompt: What is it?\n", [
-        ":2: the prompt names no column; put one in braces, as in {question}"]),
-    ("target: b\nprompt: 'Which {customer message}?'\n", [
-        ":2: a name in braces has letters, digits and _ only, not {customer message}; rename that column of the rows"]),
-    (f"prompt: '{{a}}'\ntarget: b\nextract: '{'a' * 501}'\n", [
-        ":3: a pattern of 501 characters is too long; mend the pattern"]),
-    ("prompt: '{a}'\ntarget: b\ntarget: c\n", [":3: target stands twice; keep one of them"]),
+@pytest.mark.parametrize(("text", "faults"), [
+    ("prompt: '{q}'", ["target is missing; add a line `target: …`"]),
+    ("x: 1", [f"1: x is no key of a task; use {KEYS}", "prompt is missing; add a line `prompt: …`",
+              "target is missing; add a line `target: …`"]),
+    ("prompt: '{q}'\ntarget: 3\nmax_new_tokens: 0\ndata: [a]\nmetrik: rouge\n",
+     [f"5: metrik is no key of a task (did you mean metric?); use {KEYS}", "2: target wants text; mend the value",
+      "3: max_new_tokens wants a whole number above 0; mend the value", "4: data wants text; mend the value"]),
+    ("prompt: 'no column'\ntarget: a\nmetric: bleu\nextract: '('\nrecipe: ../x\n",
+     ["3: metric bleu is none of exact_match, rouge, none; name one of them",
+      "4: the pattern does not compile (missing ), unterminated subpattern at position 0); mend the pattern",
+      "5: there is no recipe ../x; name one of arithmetic, samsum",
+      "1: the prompt names no column; put one in braces, as in {question}"]),
+    ("prompt: '{q} {r}'\ntarget: a\nshorten: b", ["3: b is no column of the prompt; name one of q, r"]),
+    ("prompt: '{q} {a}'\ntarget: a\n", ["1: the prompt shows the target {a}; take it out of the prompt"]),
+    ("prompt: '{a b}'\ntarget: a\n", ["1: a name in braces has letters, digits and _ only, not {a b}; rename that "
+                                      "column of the rows"]),
+    (f"prompt: '{{q}}'\ntarget: a\nextract: '{'x' * 501}'\n",
+     ["3: a pattern of 501 characters is too long; mend the pattern"]),
+    ("prompt: '{q}'\ntarget: a\nextract: 'x{99999999999}'\n",
+     ["3: the pattern does not compile (the repetition number is too large); mend the pattern"]),
 ])
-def test_faults_of_a_task_file_are_said_together(task_file, text, expected):
-    assert faults(task_file(text)) == expected
+def test_everything_that_is_wrong_is_said_at_once(tmp_path, text, faults):
+    assert faults_of(tmp_path, text) == faults
 
 
-def test_braces_that_are_no_column_are_the_prompts_own(task_file):
-    task = load_task(task_file("""prompt: 'As {"team": …}: {a}'\ntarget: b\n"""))
-    assert task.render({"a": "x"}) == 'As {"team": …}: x'
+@pytest.mark.parametrize("pattern", ["(" * 240 + "x" + ")" * 240, "(?:" * 120 + "x" + ")" * 120, "[a" * 200 + "]"])
+def test_a_deep_pattern_is_taken_or_refused(tmp_path, pattern):
+    text = f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n"
+    try:
+        answer = task_of(tmp_path, text).extract("x", "")
+    except UsageError:
+        assert faults_of(tmp_path, text)[0].startswith("3: the pattern does not compile (")
+    else:
+        assert answer == "x" or pattern.startswith("[")
 
 
-def test_the_blocks_of_the_guide_are_what_they_claim_to_be(task_file, tmp_path):
-    guide = (Path(__file__).parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
-    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", guide, re.DOTALL))
-    task = load_task(task_file(blocks["yaml"]))
-    assert task.columns == ("message", "team")
-    assert task.render({"message": "Hi"}).endswith("message?\nHi\n---\nTeam:\n")
-    assert (task.extract('"delivery".', ""), task.shorten, task.default_data) == ("delivery", "message", "rows.csv")
-    (tmp_path / "own.py").write_text(blocks["python"])
-    check_python(str(tmp_path / "own.py"))
+def test_built_in_tasks_go_by_their_names():
+    assert {name: load_task(name) for name in BUILT_IN} == BUILT_IN
+    with pytest.raises(UsageError, match=r"--task samsun: there is no such task \(did you mean samsum\?\); give "):
+        load_task("samsun")
+
+
+@pytest.mark.parametrize(("text", "task", "fault"), [
+    (None, "own.py", "--task own.py cannot be read (No such file or directory); name a Python file that exists"),
+    ("def other(): pass\n", "own.py",
+     "--task own.py has no function get_custom_dataset; define it, or name another, as own.py:FUNCTION"),
+    ("def other(): pass\n", "own.py:mine",
+     "--task own.py has no function mine; define it, or name another, as own.py:FUNCTION"),
+    ("x = 1\ndef f(:\n", "own.py:f", "own.py:2: invalid syntax; mend the file"),
+    ("x = '\0'", "own.py:f", "own.py:1: source code string cannot contain null bytes; mend the file"),
+])
+def test_a_python_task_is_read_before_it_is_run(tmp_path, monkeypatch, text, task, fault):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("own.py").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        check_python(task)
+    assert caught.value.faults == (fault,)
+
+
+@pytest.mark.parametrize("text", ["def mine(): open('PWNED', 'w')\nopen('PWNED', 'w')\n", "mine = print\n",
+                                  "from os import system as mine\n", "from somewhere import *\n",
+                                  "async def mine(): pass\n", "class mine: pass\n"])
+def test_a_name_is_enough_and_nothing_of_the_file_runs(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(text)
+    check_python("own.py:mine")
+    assert not Path("PWNED").exists()

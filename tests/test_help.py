@@ -1,0 +1,57 @@
+"""The help texts: complete, in the terminal's width, and without a trace of what makes them."""
+
+import dataclasses
+import re
+
+import pytest
+
+from llama2tut import __version__
+from llama2tut.help import command_help, general_help
+from llama2tut.requests import COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def plain_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_there_with_its_help_and_its_default(command):
+    text = command_help(command)
+    words = " ".join(text.split())
+    for field in dataclasses.fields(COMMANDS[command]):
+        assert re.search(rf"^  --{field.name.replace('_', '-')}(  |\n)", text, re.MULTILINE)
+        assert field.metadata["help"] in words
+        if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
+            assert f"{field.metadata['help']} [{field.default}]" in words
+        if field.default is True:
+            assert f"{field.metadata['help']} [on; --no-{field.name.replace('_', '-')}]" in words
+        if field.default is field.default_factory is dataclasses.MISSING:
+            assert f"{field.metadata['help']} (required)" in words
+    assert words.startswith(f"llama2tut {command}: {COMMANDS[command].__doc__.splitlines()[0]}")
+    assert "FIRE" not in text
+    assert "GROUP" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_that_starts_with_its_name(command):
+    examples = command_help(command).partition("\nExamples:\n")[2].splitlines()
+    assert examples
+    assert all(example.startswith(f"  llama2tut {command}") for example in examples)
+
+
+def test_the_general_help_lists_the_commands():
+    text = general_help()
+    assert text.startswith(f"llama2tut {__version__}: ")
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 300])
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_no_line_is_wider_than_the_terminal(monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = command_help(command) if command else general_help()
+    text = text.partition("\nExamples:\n")[0].partition("network:")[0]  # what is to be copied stays on its line
+    flags = max(len(field.name) for field in dataclasses.fields(COMMANDS[command])) + 4 if command else 0
+    assert max(map(len, text.splitlines())) <= max(flags, min(columns, 110))
