@@ -73,7 +73,7 @@ def contenders(size: str) -> list[str]:
     import torch
 
     on_gpu = torch.cuda.is_available() and size == "7b"
-    names = ["stock-tutorial", "stock-4bit", "ours-qv", "ours-samsum-24gb", "ours-samsum-8gb", "trl",
+    names = ["stock-tutorial", "stock-4bit", "ours-qv-4096-off", "ours-samsum-24gb", "ours-samsum-8gb", "trl",
              "trl-checkpointing"] if on_gpu else ["stock-cpu", "ours-cpu", "trl-cpu"]
     return [name for name in names if not name.startswith("trl") or importlib.util.find_spec("trl")]
 
@@ -123,12 +123,12 @@ def run_one(options: argparse.Namespace) -> dict[str, object]:
     if options.cap_gib and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
-    kind = options.one.split("-")[0]
+    kind, options.peak = options.one.split("-")[0], 0.0
     with contextlib.redirect_stdout(sys.stderr):
         times, tokens = {"stock": run_stock, "ours": run_ours, "trl": run_trl}[kind](options)
     # Batches differ in length, so the rate is the median of each step's own tokens over its own time.
     rates = [count / seconds for seconds, count in list(zip(times, tokens, strict=True))[options.warmup:]]
-    peak = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else None
+    peak = max(options.peak, torch.cuda.max_memory_reserved() / 2**30) if torch.cuda.is_available() else None
     return {"name": options.one, "tokens_per_s": round(statistics.median(rates), 1),
             "step_ms": round(1000 * statistics.median(times[options.warmup:]), 1),
             "peak_gib": round(peak, 2) if peak else None, "steps": len(rates), "torch": torch.__version__}
@@ -192,14 +192,17 @@ def run_ours(options: argparse.Namespace) -> tuple[list[float], list[int]]:
 
     recipe = options.one.removeprefix("ours-")
     flags = ["--config", "arithmetic-cpu", "--gpus", "0"] if recipe == "cpu" else ["--config", recipe]
-    if recipe == "qv":
-        flags = ["--config", "samsum-24gb", "--lora-targets", "q_proj,v_proj", "--lora-r", "8"]
+    if recipe.startswith(("qv", "all")):  # qv-4096-off: LoRA's layers, tokens a row, gradient checkpointing
+        targets, length, checkpointing = recipe.split("-")
+        flags = ["--config", "samsum-24gb", "--context-length", length, "--gradient-checkpointing", checkpointing]
+        flags += ["--lora-targets", "q_proj,v_proj", "--lora-r", "8"] if targets == "qv" else []
     with tempfile.TemporaryDirectory() as folder:
         code = cli(["finetune", "--task", str(options.folder / "rows.py"), "--model", str(options.folder), "--limit",
                     "1000000", "--max-steps", str(options.steps), "--output-dir", f"{folder}/run", *flags])
         if code:
             raise SystemExit(f"llama2tut finetune ended in exit code {code}")
         steps = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        options.peak = json.loads(Path(folder, "run", "training.json").read_text())["peak_memory_gib"]
     steps = [entry for entry in steps if "loss" in entry]
     elapsed = [0.0, *(entry["elapsed_s"] for entry in steps)]
     times = [max(after - before, 1e-6) for before, after in itertools.pairwise(elapsed)]

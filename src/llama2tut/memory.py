@@ -8,8 +8,11 @@ from llama2tut.models import Checkpoint
 from llama2tut.requests import FinetuneRequest
 
 _GIB = 2**30
-_WEIGHT_BYTES = {"4bit": 0.5 + 0.0162, "8bit": 1.0 + 0.002}  # nf4 with double-quantised scales; int8 with row scales
-_WORKSPACE = 0.5  # GiB: cuBLAS, kernels' scratch, fragments of the allocator
+_WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row
+_ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the recording, and Adam's two moments; measured
+_WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
+# Recomputing a layer holds its kept values, their gradients and what comes between: as many layers' worth, measured.
+_RECOMPUTED_LAYERS = 4.5
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,11 @@ class Estimate:
     weights: float
     adapters: float
     activations: float
-    logits: float
 
     @property
     def total(self) -> float:
         """The peak, in GiB."""
-        return self.weights + self.adapters + self.activations + self.logits + _WORKSPACE
+        return self.weights + self.adapters + self.activations + _WORKSPACE
 
     def fits(self, room: float) -> bool:
         """Whether the peak stays within `room` GiB."""
@@ -35,7 +37,7 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
              checkpointing: bool) -> Estimate:
     """The peak of a run with these settings."""
     width, layers = checkpoint.config["hidden_size"], checkpoint.config["num_hidden_layers"]
-    vocabulary, inner = checkpoint.config["vocab_size"], checkpoint.config["intermediate_size"]
+    inner = checkpoint.config["intermediate_size"]
     bytes_each = 4 if precision == "fp32" else 2
     linear = layers * sum(inputs * outputs for inputs, outputs in checkpoint.linears.values())
     others = checkpoint.parameters - linear
@@ -43,16 +45,15 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
         name for name in checkpoint.linears if name.rpartition(".")[2] in request.lora_targets}
     lora = layers * request.lora_r * sum(sum(checkpoint.linears[name]) for name in targets)
     tokens = request.batch_size * request.context_length
-    # A decoder layer keeps, a token: its input and residual, both norms' inputs, q, k, v, attention's output, gate, up
-    # and their product; each adapted layer keeps its input in the compute type and the rank-wide product.
-    kept = 8 * width + 4 * inner + sum(checkpoint.linears[name][0] for name in targets) + len(targets) * request.lora_r
+    # What a decoder layer keeps for its backward pass, a token: nine values as wide as the model (residual stream,
+    # norms, q, k, v, attention), gate and up. Compiled layers recompute the input of down_proj, others keep it.
+    kept = 9 * width + 2 * inner + (inner if "mlp.down_proj" in targets and not request.compile else 0)
+    if quantization == "8bit":
+        kept *= 2  # int8 products keep their inputs twice
     layer = tokens * kept * bytes_each
-    activations = layers * tokens * width * bytes_each + layer if checkpointing else layers * layer
-    return Estimate(
-        weights=(linear * _WEIGHT_BYTES.get(quantization, bytes_each) + others * bytes_each) / _GIB,
-        adapters=lora * 16 / _GIB,  # float32 weight, gradient and Adam's two moments
-        activations=activations / _GIB,
-        logits=tokens * vocabulary * (2 * bytes_each + 4) / _GIB)
+    activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer if checkpointing else layers * layer
+    return Estimate(weights=(linear * _WEIGHT_BYTES.get(quantization, bytes_each) + others * bytes_each) / _GIB,
+                    adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB)
 
 
 def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, room: float) -> str:

@@ -61,7 +61,7 @@ class TrainingRun:
         self._step = _Step()
         self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
         self._signal: int | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at, self._peak = time.monotonic(), 0.0
         self._resumed_micro, self._resumed_step = self.at.micro, self.at.step
 
     # Doors of compat.py.
@@ -83,6 +83,7 @@ class TrainingRun:
         inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
         self._step.started = time.perf_counter()
+        self._peak = _peak_gib()  # upstream starts the count anew
 
     def batches(self, examples: Any, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
         """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
@@ -162,10 +163,10 @@ class TrainingRun:
             group["lr"] = self._plan.learning_rate(self._current_step)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        now, step = time.perf_counter(), self._current_step
-        seconds = now - self._step.started
-        trained = sum(count for _, count in self._step.losses)
+        step, trained = self._current_step, sum(count for _, count in self._step.losses)
+        # Reading the loss waits for the GPU, so it stands before the clock; upstream's own bar would wait here too.
         loss = sum(loss.item() * count for loss, count in self._step.losses) / max(1, trained)
+        seconds = time.perf_counter() - self._step.started
         self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds)
         self.tokens += self._step.tokens
         self.seconds += seconds
@@ -184,6 +185,11 @@ class TrainingRun:
         self._step = _Step(started=time.perf_counter())
 
     # The parts of a step.
+
+    @property
+    def peak_gib(self) -> float | None:
+        """The most GPU memory that PyTorch has held so far, in GiB; None on a CPU."""
+        return max(self._peak, _peak_gib()) if self.config.device == "cuda" else None
 
     @property
     def _plan(self) -> Schedule:
@@ -287,6 +293,12 @@ class _TrainingBatches:
             self.run._next = (sum(label != -100 for example in chosen for label in example["labels"][1:]),
                               sum(len(example["input_ids"]) for example in chosen))
             yield self.run._collate(self.examples, rows)
+
+
+def _peak_gib() -> float:
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 def resume_command(config: RunConfig) -> str:

@@ -1,0 +1,46 @@
+"""The memory estimate against peaks that were measured, and the advice for what does not fit."""
+
+import dataclasses
+
+import pytest
+
+from llama2tut.memory import advice, estimate
+from llama2tut.models import Checkpoint
+from llama2tut.requests import FinetuneRequest
+
+LLAMA_2_7B = Checkpoint("7b", "7b", {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32_000, "tie_word_embeddings": False})
+REQUEST = FinetuneRequest(task="samsum", compile=True)
+QV = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8}
+
+# Peak reserved memory of whole runs through llama-recipes on one H100 (docs/performance.md).
+MEASURED = [
+    (QV, 4096, False, 18.66), ({}, 4096, False, 19.90), (QV, 2048, False, 10.93), ({}, 2048, False, 12.21),
+    (QV, 4096, True, 7.47), ({}, 4096, True, 8.69),
+]
+
+
+@pytest.mark.parametrize(("lora", "length", "checkpointing", "peak"), MEASURED)
+def test_within_a_tenth_of_the_measured_peak(lora, length, checkpointing, peak):
+    request = dataclasses.replace(REQUEST, context_length=length, **lora)
+    found = estimate(LLAMA_2_7B, request, "bf16", "4bit", checkpointing=checkpointing).total
+    assert found == pytest.approx(peak, rel=0.1)
+
+
+def test_parameters_of_llama_2_7b():
+    assert LLAMA_2_7B.parameters == pytest.approx(6.738e9, rel=1e-3)
+
+
+def test_the_tutorials_flags_do_not_fit_24_gb():
+    request = dataclasses.replace(REQUEST, context_length=4096, lora_dropout=0.05, compile=False, **QV)
+    assert not estimate(LLAMA_2_7B, request, "fp16", "8bit", checkpointing=False).fits(22.5)
+
+
+def test_advice_names_changes_that_would_each_fit():
+    request = dataclasses.replace(REQUEST, context_length=4096)
+    assert advice(LLAMA_2_7B, request, "bf16", "4bit", 13.0) == (
+        "add --context-length 2048, or --context-length 1024, or --context-length 512")
+    assert "--gradient-checkpointing on" in advice(LLAMA_2_7B, request, "bf16", "4bit", 7.0)
+    assert "--quantization 4bit" in advice(LLAMA_2_7B, request, "bf16", "none", 19.0)
+    assert "smaller --model" in advice(LLAMA_2_7B, request, "bf16", "4bit", 2.0)
