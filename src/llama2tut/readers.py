@@ -70,11 +70,15 @@ def read_table(label: str, data: bytes) -> Table:
     """The rows of one csv, json, jsonl or parquet file: `data` is all of it, the label's suffix names the format.
 
     Raises:
-        DataError: empty, not UTF-8 text, or malformed; with the line and column, or the row.
+        DataError: of another format, empty, not UTF-8 text, or malformed; with the line and column, or the row.
     """
+    suffix = PurePosixPath(label).suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{label}: {suffix or 'a file without a suffix'} is not read; save the rows as "
+                        f"{', '.join(READERS)}")
     if not data.removeprefix(BOM.encode()).strip():
         raise DataError(f"{label}: the file is empty; put rows into it")
-    return READERS[PurePosixPath(label).suffix.lower()](label, data)
+    return READERS[suffix](label, data)
 
 
 def unpack(label: str, data: bytes) -> dict[str, bytes]:
@@ -131,6 +135,9 @@ def _csv(label: str, data: bytes) -> Table:
     finally:
         csv.field_size_limit(limit)
     header, *rows = records
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise DataError(f"{label}: the header {header[0]!r} has no comma but {other!r}; save the file with commas "
+                        "between the cells")
     twice = [name for name in header if header.count(name) > 1]
     ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
     if twice:

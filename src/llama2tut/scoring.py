@@ -73,9 +73,9 @@ def score(task: Task, completions: Sequence[str], references: Sequence[str], see
 
 
 def exact_match(task: Task, completions: Sequence[str], references: Sequence[str]) -> tuple[float, ...]:
-    """One value a row: 1 where what the task extracts from the completion is the reference, else 0."""
+    """One value a row: 1 where what the task extracts is the reference, white space around it aside, else 0."""
     pairs = zip(completions, references, strict=True)
-    return tuple(float(task.extract(completion, reference) == reference) for completion, reference in pairs)
+    return tuple(float(task.extract(completion, reference) == reference.strip()) for completion, reference in pairs)
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, ...]]:
