@@ -15,8 +15,13 @@ from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU
 
 _GIB = 2**30
 # What compat.py replaces in llama_cookbook; a test holds the two together.
-MENDED = (("finetuning", "LlamaForCausalLM"), ("finetuning", "get_peft_model"), ("finetuning", "ConcatDataset"),
-          ("utils/memory_utils", "peak_monitor_func"), ("utils/train_utils", "evaluation"))
+MENDED = (
+    ("finetuning", "LlamaForCausalLM"),
+    ("finetuning", "get_peft_model"),
+    ("finetuning", "ConcatDataset"),
+    ("utils/memory_utils", "peak_monitor_func"),
+    ("utils/train_utils", "evaluation"),
+)
 
 
 @dataclass(frozen=True)

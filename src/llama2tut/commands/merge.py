@@ -74,7 +74,7 @@ def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any,
                                                       use_safetensors=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
-    with torch.inference_mode(), loading(f"--adapter {adapter}"):
+    with loading(f"--adapter {adapter}"), torch.inference_mode():
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True), tokenizer
 
 
