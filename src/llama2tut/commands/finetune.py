@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.util
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
 
 def _next_steps(request: FinetuneRequest) -> str:
     folder = str(request.output_dir)
-    return f"{folder}\nnext: llama2tut compare --adapter {folder}\n"
+    return f"{folder}\nnext: llama2tut compare --adapter {shlex.quote(folder)}\n"
 
 
 def _refuse_folder(request: FinetuneRequest) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -36,7 +37,7 @@ class GenArithmeticResult:
     def text(self) -> str:
         """The files with their rows, and what to type next."""
         lines = [f"{path}  {count:,} rows" for path, count in zip(self.files, self.counts.values(), strict=True)]
-        data = "" if str(self.output_dir) == ARITHMETIC.default_data else f" --data {self.output_dir}"
+        data = "" if str(self.output_dir) == ARITHMETIC.default_data else f" --data {shlex.quote(str(self.output_dir))}"
         return "\n".join([*lines, f"next: llama2tut finetune --task arithmetic{data}"]) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
                            "give a folder that you may write to") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return MergeResult(f'{request.output_dir}\nnext: llama2tut infer --model {request.output_dir} --prompt "…"\n')
+    return MergeResult(f'{request.output_dir}\nnext: llama2tut infer --model {shlex.quote(str(request.output_dir))} '
+                       '--prompt "…"\n')
 
 
 def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any, Any]:
