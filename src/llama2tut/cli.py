@@ -8,7 +8,9 @@ import contextlib
 import importlib
 import inspect
 import io
+import os
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -48,8 +50,10 @@ def main(argv: Sequence[str]) -> int:
             console.write(f"llama2tut {__version__}\n")
             return 0
         request = parse(argv)
-        # Libraries print where they like; only results may reach stdout.
-        with contextlib.redirect_stdout(console.err):
+        if not console.live:  # the libraries' own bars redraw themselves, which only a terminal shows
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # Libraries print where they like; only results may reach stdout. Their warnings are for those who develop.
+        with contextlib.redirect_stdout(console.err), warnings.catch_warnings(action="ignore"):
             result = run(request, console)
         console.write(result.text)
         return result.exit_code

@@ -1,9 +1,12 @@
 """A request -> a run with nothing left open, and what `--dry-run` says about it."""
 
+import hashlib
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from llama2tut.building import is_python
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
@@ -51,11 +54,12 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
     recorded = request.compile and not lacking
+    digests = {**(rows.digests if rows else {}), **task_digest(request.task)}
     config = RunConfig(
         request=request, model_path=checkpoint.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
         checkpointing=checkpointing, liger=liger, recorded=recorded, data_source=rows.source if rows else request.task,
-        digests=rows.digests if rows else {}, versions=package_versions())
+        digests=digests, versions=package_versions())
     decoder = "compiled and recorded" if recorded else (
         f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
     console.note(f"device: {torch.cuda.get_device_name(0) if device == 'cuda' else 'CPU'}, {precision}, base weights "
@@ -63,6 +67,13 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
                  f"checkpointing {'on' if config.checkpointing else 'off'}, Liger kernels {'on' if liger else 'off'}, "
                  f"decoder {decoder}")
     return config
+
+
+def task_digest(task: str) -> dict[str, str]:
+    """The file of a task of one's own and its sha256; nothing for a built-in task."""
+    path = Path(task.partition(":")[0] if is_python(task) else task)
+    own = path.suffix in (".py", ".yaml", ".yml") and path.is_file()
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()} if own else {}
 
 
 def has_bf16() -> bool:

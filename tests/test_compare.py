@@ -1,0 +1,137 @@
+"""`llama2tut compare` on toy adapters: columns, scores, forms and gates."""
+
+import csv
+import io
+import json
+import os
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def adapters(toy_model_dir, arithmetic_dir, tmp_path_factory):
+    """Two short runs, the second one trained longer."""
+    from llama2tut.cli import main
+
+    root = tmp_path_factory.mktemp("runs")
+    for name, steps in (("one", 2), ("two", 6)):
+        assert main(["finetune", "--task", "arithmetic", "--data", str(arithmetic_dir), "--model", str(toy_model_dir),
+                     "--gpus", "0", "--limit", "40", "--max-steps", str(steps), "--output-dir",
+                     str(root / "outputs" / name)]) == 0
+    shutil.copytree(root / "outputs" / "one", root / "unscored")
+    return root
+
+
+@pytest.fixture
+def compare(run_cli, adapters, monkeypatch):
+    monkeypatch.chdir(adapters)
+
+    def run(*flags):
+        return run_cli("compare", "--max-new-tokens", 4, *flags)
+
+    return run
+
+
+def test_without_arguments_the_newest_adapter_with_its_own_task_data_and_model(compare, adapters, toy_model_dir):
+    for name, when in (("one", 2_000_000_000), ("two", 1_900_000_000)):
+        os.utime(adapters / "outputs" / name / "training.json", (when, when))
+    outcome = compare("--format", "json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["task"], found["model"], found["adapters"]) == ("arithmetic", str(toy_model_dir), ["outputs/one"])
+    assert len(found["rows"]) == 20
+    assert set(found["scores"]) == {"base", "finetuned"}
+
+
+def test_the_base_column_is_the_untouched_base_model(compare, run_cli, toy_model_dir, arithmetic_dir):
+    found = json.loads(compare("--adapter", "outputs/two", "--format", "json").out)
+    base = run_cli("infer", "--model", toy_model_dir, "--task", "arithmetic", "--data", arithmetic_dir,
+                   "--max-new-tokens", 4)
+    tuned = run_cli("infer", "--adapter", "outputs/two", "--task", "arithmetic", "--data", arithmetic_dir,
+                    "--max-new-tokens", 4)
+    for column, alone in (("base", base), ("finetuned", tuned)):
+        assert [row[column] for row in found["rows"]] == [json.loads(line)["completion"] for line in
+                                                          alone.out.splitlines()]
+    assert any(row["base"] != row["finetuned"] for row in found["rows"])
+
+
+def test_several_adapters_stand_side_by_side(compare):
+    outcome = compare("--adapter", "outputs/one", "--adapter", "outputs/two", "--format", "json")
+    found = json.loads(outcome.out)
+    assert set(found["scores"]) == {"base", "finetuned", "finetuned_2"}
+    assert set(found["differences"]) == {"finetuned", "finetuned_2"}
+    assert compare("--adapter", "outputs/one", "--adapter", "outputs/one").code == 2
+
+
+def test_every_form_is_the_same_comparison(compare, tmp_path):
+    found = json.loads(compare("--adapter", "outputs/two", "--format", "json").out)
+    rows = list(csv.DictReader(io.StringIO(compare("--adapter", "outputs/two", "--format", "csv").out)))
+    assert [row["finetuned"] for row in rows] == [row["finetuned"] for row in found["rows"]]
+    markdown = compare("--adapter", "outputs/two", "--format", "markdown", "--show", 2).out
+    assert "| prompt | reference | base | finetuned |" in markdown
+    assert "Calculate the following expression:<br>" in markdown
+    html = compare("--adapter", "outputs/two", "--format", "html").out
+    assert html.lower().startswith("<!doctype html>")
+
+
+def test_an_output_file_holds_the_form_and_the_table_is_still_shown(compare, tmp_path):
+    outcome = compare("--adapter", "outputs/two", "--format", "json", "--output", tmp_path / "found.json")
+    assert outcome.code == 0
+    assert json.loads((tmp_path / "found.json").read_text())["task"] == "arithmetic"
+    assert "finetuned" in outcome.out
+    assert not outcome.out.startswith("{")
+
+
+def test_gates(compare):
+    assert compare("--adapter", "outputs/two", "--fail-under", 0).code == 0
+    missed = compare("--adapter", "outputs/two", "--fail-under", 0.5, "--format", "json")
+    assert missed.code == 3
+    assert json.loads(missed.out)["scores"]["finetuned"]["exact_match"] < 0.5  # the result is still printed
+    assert "gate not met" in missed.err
+    assert compare("--adapter", "outputs/two", "--fail-if-worse").code == 0
+
+
+def test_worse_than_the_base_beyond_chance_fails_its_gate(compare, monkeypatch):
+    from llama2tut.commands import compare as command
+    from llama2tut.scoring import Difference
+
+    monkeypatch.setattr(command, "paired_difference", lambda base, tuned, seed: Difference(-0.5, (-0.7, -0.3)))
+    outcome = compare("--adapter", "outputs/two", "--fail-if-worse")
+    assert outcome.code == 3
+    assert "worse than the base" in outcome.err
+
+
+def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    outcome = compare("--adapter", "outputs/two", "--prompt-file", tmp_path / "prompts.jsonl", "--format", "json")
+    found = json.loads(outcome.out)
+    assert [row["prompt"] for row in found["rows"]] == ["one", "two"]
+    assert found["scores"] == {}
+    refused = compare("--adapter", "outputs/two", "--prompt-file", tmp_path / "prompts.jsonl", "--fail-under", 0.1)
+    assert refused.code == 2
+
+
+def test_the_scores_of_a_whole_test_split_go_into_the_model_card(compare, adapters):
+    card = adapters / "unscored" / "README.md"
+    assert "Not scored yet" in card.read_text()
+    assert compare("--adapter", "unscored", "--limit", 3).code == 0
+    assert "Not scored yet" in card.read_text()  # a part of the split is no score to publish
+    assert compare("--adapter", "unscored").code == 0
+    text = card.read_text()
+    assert "Not scored yet" not in text
+    assert "exact match" in text
+    assert text.count("## Use") == 1
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--adapter", "absent"), "--adapter absent"),
+    (("--adapter", "outputs"), "outputs/one"),
+    (("--adapter", "outputs/two", "--show", "some"), "--show"),
+    (("--adapter", "outputs/two", "--data", "absent"), "absent"),
+    (("--adapter", "outputs/two", "--output", "absent/file.json"), "--output absent/file.json"),
+])
+def test_refusals_name_the_flag(compare, flags, words):
+    outcome = compare(*flags)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words in outcome.err

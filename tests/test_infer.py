@@ -1,0 +1,123 @@
+"""`llama2tut infer` on the toy model: prompts from everywhere, rows to a file that can be gone on with."""
+
+import io
+import json
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def infer(run_cli, toy_model_dir):
+    def run(*flags):
+        return run_cli("infer", "--model", toy_model_dir, "--max-new-tokens", 6, *flags)
+
+    return run
+
+
+def stdin(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def test_the_same_prompt_from_flag_file_and_standard_input(infer, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("What is 1+1?")
+    by_flag = infer("--prompt", "What is 1+1?")
+    assert by_flag.code == 0, by_flag.err
+    assert by_flag.out.strip()
+    assert infer("--prompt-file", tmp_path / "prompt.txt").out == by_flag.out
+    stdin(monkeypatch, b"What is 1+1?\n")
+    assert infer().out == by_flag.out
+
+
+def test_a_prompt_goes_through_the_tasks_template_unless_raw(infer):
+    whole = "Calculate the following expression:\nWhat is 1+1?\n---\nAnswer:\n"
+    templated = infer("--task", "arithmetic", "--prompt", "What is 1+1?")
+    assert templated.out == infer("--prompt", whole).out
+    assert infer("--task", "arithmetic", "--raw", "--prompt", "What is 1+1?").out == infer("--prompt", "What is 1+1?").out
+
+
+def test_a_jsonl_of_prompts_gives_a_line_each_in_order(infer, tmp_path):
+    prompts = ["a much longer prompt than the others are", "b", "in between"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
+    outcome = infer("--prompt-file", tmp_path / "prompts.jsonl", "--batch-size", 1)
+    assert [json.loads(line)["prompt"] for line in outcome.out.splitlines()] == prompts
+    assert json.loads(outcome.out.splitlines()[1])["completion"] == infer("--prompt", "b").out.rstrip("\n")
+
+
+def test_rows_of_a_task_have_reference_and_score(infer, arithmetic_dir, tmp_path):
+    outcome = infer("--task", "arithmetic", "--data", arithmetic_dir, "--output", tmp_path / "answers.jsonl")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{tmp_path / 'answers.jsonl'}\n"
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    assert set(rows[0]) == {"prompt", "completion", "reference", "exact_match"}
+    assert rows[0]["prompt"].startswith("Calculate the following expression:\n")
+
+
+def test_an_interrupted_file_is_gone_on_with(infer, arithmetic_dir, tmp_path):
+    whole, rest = tmp_path / "whole.jsonl", tmp_path / "rest.jsonl"
+    line = ("--task", "arithmetic", "--data", arithmetic_dir, "--do-sample", "--seed", 3)
+    assert infer(*line, "--output", whole).code == 0
+    rest.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:7]))
+    assert infer(*line, "--output", rest).code == 0
+    assert rest.read_bytes() == whole.read_bytes()
+    before = rest.stat().st_mtime_ns
+    assert infer(*line, "--output", rest).code == 0  # nothing is left to answer
+    assert rest.stat().st_mtime_ns == before
+
+
+def test_a_file_of_other_rows_is_left_alone(infer, arithmetic_dir, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "something else"}\n')
+    outcome = infer("--task", "arithmetic", "--data", arithmetic_dir, "--output", tmp_path / "mine.jsonl")
+    assert outcome.code == 2
+    assert "holds other rows" in outcome.err
+    assert (tmp_path / "mine.jsonl").read_text() == '{"prompt": "something else"}\n'
+
+
+def test_sampling_repeats_by_seed(infer):
+    one, two, other = (infer("--prompt", "hello", "--do-sample", "--seed", seed).out for seed in (1, 1, 2))
+    assert one == two != other
+    assert infer("--prompt", "hello", "--do-sample", "--top-k", 1).out == infer("--prompt", "hello").out
+
+
+def test_a_terminal_gets_the_answer_in_pieces_with_escapes_spelled_out(toy_model_dir, monkeypatch):
+    from llama2tut.commands import infer as command
+    from llama2tut.console import Console
+    from llama2tut.generate import Generator
+    from llama2tut.requests import InferRequest
+
+    class Terminal(io.StringIO):
+        pieces = 0
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.pieces += 1
+            return super().write(text)
+
+    monkeypatch.setattr(Generator, "stream", lambda self, *args, **kwargs: iter(["red \x1b[31m", "text"]))
+    out = Terminal()
+    result = command.run(InferRequest(model=str(toy_model_dir), prompt="hello"), Console(out, io.StringIO()))
+    assert (out.getvalue(), out.pieces) == ("red \\x1b[31mtext", 2)
+    assert result.text == "\n"
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--prompt", "a", "--prompt-file", "b"), "exclude each other"),
+    (("--prompt-file", "absent.txt"), "--prompt-file absent.txt"),
+    (("--output", "rows.jsonl"), "--output is for rows"),
+    (("--adapter", "absent", "--prompt", "a"), "--adapter absent"),
+    (("--prompt", "a", "--precision", "fp16"), "--precision fp16 needs a GPU"),
+])
+def test_refusals_name_the_flag(infer, flags, words):
+    outcome = infer(*flags)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words in outcome.err
+
+
+def test_no_prompt_at_all(infer, monkeypatch):
+    stdin(monkeypatch, b"")
+    outcome = infer()
+    assert outcome.code == 2
+    assert "--prompt TEXT" in outcome.err
