@@ -119,7 +119,7 @@ def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> li
         examples = as_examples(function(config, tokenizer, split), where)
     except DataError:
         raise
-    except Exception as error:  # the reader's own code may raise anything
+    except (Exception, SystemExit) as error:  # the reader's own code may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         place = f"{path} line {lines[-1]}" if lines else path
         raise DataError(f"{where}: {type(error).__name__}: {error} ({place}); mend it there") from error
