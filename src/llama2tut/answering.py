@@ -112,6 +112,8 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     if faults:
         raise UsageError(*faults)
+    for note in checkpoint.notes:
+        console.warn(note)
     for adapter in read:
         check_fit(adapter, checkpoint)
     on_gpu = gpu_present()

@@ -18,6 +18,7 @@ from llama2tut.checkpoints import check_folder, linear_shapes, llama_config, rea
 from llama2tut.coercion import coerce
 from llama2tut.errors import ModelError
 from llama2tut.loading import loading
+from llama2tut.readers import reason
 from llama2tut.requests import FinetuneRequest
 from llama2tut.smollm2 import ALIAS, converted
 from llama2tut.yaml_files import read_yaml
@@ -132,15 +133,15 @@ def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
         problem = ("is no folder here, and no model on the hub that your login can see: check the spelling, or log in "
                    "with `hf auth login`")
     except errors.LocalEntryNotFoundError:
-        reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-        problem = (f"is no folder here and not in the hub's cache, and {reason}: run `hf download {name}` where there "
+        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        problem = (f"is no folder here and not in the hub's cache, and {why}: run `hf download {name}` where there "
                    f"is a network, or give a folder or {ALIAS}")
     except errors.EntryNotFoundError:
         problem = f"has no {what}: choose a Llama checkpoint that was saved by transformers"
     except errors.HFValidationError:
         problem = "is no folder here and no valid hub id: check the spelling"
     except (errors.HfHubHTTPError, ConnectionError) as error:
-        problem = f"could not be looked up ({str(error).splitlines()[0]}): try again, or give a folder"
+        problem = f"could not be looked up ({reason(error)}): try again, or give a folder"
     except ModelError as error:
         problem = f"is in the hub's cache, but {error}; a download that broke off is taken up by `hf download {name}`"
     raise ModelError(f"--model {name} {problem}")

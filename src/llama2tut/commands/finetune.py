@@ -73,7 +73,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         return FinetuneResult(_next_steps(request))
     if not on_gpu and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
-    for note in rows.notes if rows else ():
+    for note in (*checkpoint.notes, *(rows.notes if rows else ())):
         console.warn(note)
     from llama2tut.planning import dry_run, resolve_run
 
