@@ -98,7 +98,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
     checkpoint = attempt(resolve, base)
     rows: list[dict[str, str]] = []
-    source = "prompts"
+    source, notes = "prompts", ()
     if task and prompts is None:
         own_data = saved.get("data") if saved.get("task") == name else None
         # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
@@ -106,13 +106,12 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                                           splits=(request.split,)))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
-        for note in found.notes if found else ():
-            console.warn(note)
+        notes = found.notes if found else ()
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     if faults:
         raise UsageError(*faults)
-    for note in checkpoint.notes:
+    for note in (*checkpoint.notes, *notes):
         console.warn(note)
     for adapter in read:
         check_fit(adapter, checkpoint)
