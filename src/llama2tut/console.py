@@ -96,3 +96,10 @@ def visible(text: str) -> str:
     """Control characters spelled out (`\\x1b`), so that no text can steer a terminal; tab and newline stay."""
     return "".join(char if char in "\t\n" or char.isprintable() else char.encode("unicode_escape").decode()
                    for char in text)
+
+
+def clock(seconds: float) -> str:
+    """`1:05` or `2:03:04`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,10 +8,10 @@ from typing import Any
 
 from llama2tut import __version__
 from llama2tut.comparison import Comparison
-from llama2tut.console import Console
+from llama2tut.console import Console, clock
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, write_whole
 from llama2tut.saving import writing
-from llama2tut.training import TrainingRun, clock
+from llama2tut.training import TrainingRun
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

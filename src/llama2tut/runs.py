@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ class RunConfig:
         """Where everything about the run goes."""
         assert self.request.output_dir is not None  # building.py filled it
         return self.request.output_dir
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return (f"llama2tut finetune --task {shlex.quote(self.request.task)} "
+                f"--output-dir {shlex.quote(str(self.output_dir))} --resume")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in `llama2tut.yaml`."""

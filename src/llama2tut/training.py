@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llama2tut.console import Console
+from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
@@ -265,12 +265,12 @@ class TrainingRun:
         self._saved_at = time.monotonic()
         if self._signal is not None and not done:
             raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self._plan.steps:,}; go on with: "
-                                            f"{resume_command(self.config)}")
+                                            f"{self.config.resume_command}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None or self.at.micro == self._resumed_micro:
             # Asked twice, or before the first step has begun: nothing would be kept by waiting.
-            raise Interrupted(number, f"stopped at once; go on with: {resume_command(self.config)}")
+            raise Interrupted(number, f"stopped at once; go on with: {self.config.resume_command}")
         self._signal = number
         self.console.note("finishing the step and writing a checkpoint; once more to stop at once")
 
@@ -299,18 +299,3 @@ def _peak_gib() -> float:
     import torch
 
     return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
-
-
-def resume_command(config: RunConfig) -> str:
-    """What to type to go on with a run."""
-    import shlex
-
-    return (f"llama2tut finetune --task {shlex.quote(config.request.task)} "
-            f"--output-dir {shlex.quote(str(config.output_dir))} --resume")
-
-
-def clock(seconds: float) -> str:
-    """`1:05` or `2:03:04`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
