@@ -88,7 +88,7 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
             kwargs |= {"use_cache": False, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
             if kwargs.get("quantization_config") or device == "cuda":
                 kwargs["device_map"] = {"": 0 if device == "cuda" else "cpu"}
-            with loading(f"--model {args[0]}"):
+            with loading(f"--model {args[0]}", quantized=bool(kwargs.get("quantization_config"))):
                 return LlamaForCausalLM.from_pretrained(*args, **kwargs)
 
     with _replaced("llama_cookbook.finetuning", "LlamaForCausalLM", Loader):

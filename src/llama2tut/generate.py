@@ -17,7 +17,7 @@ from typing import Any
 from llama2tut import kernels
 from llama2tut.decoding import add_adapters_in_place, decode
 from llama2tut.errors import DataError, MachineError
-from llama2tut.loading import load_tokenizer, loading
+from llama2tut.loading import check_cuda, load_tokenizer, loading
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling
 
@@ -54,6 +54,8 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     on_gpu = device.startswith("cuda")
+    if on_gpu:
+        check_cuda("answer on the CPU with CUDA_VISIBLE_DEVICES= in front")
     if on_gpu and kernels.liger_available():
         kernels.patch_llama(training=False)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -65,7 +67,7 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
         config = config(load_in_8bit=True) if quantization == "8bit" else None
     try:
         tokenizer = load_tokenizer(checkpoint.path)
-        with loading(f"--model {checkpoint.name}"):
+        with loading(f"--model {checkpoint.name}", quantized=bool(config)):
             model: Any = LlamaForCausalLM.from_pretrained(
                 checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
                 quantization_config=config)

@@ -5,26 +5,49 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from llama2tut.errors import ModelError, UserError
+from llama2tut.errors import MachineError, ModelError, UserError
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
     """Put a name to whatever is raised while a checkpoint's or an adapter's files are read.
+
+    Args:
+        what: is being loaded.
+        quantized: it is quantised on the way, by bitsandbytes.
 
     Raises:
         ModelError: `what` cannot be loaded, and the reason that was given.
+        MachineError: a package that it takes is missing.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # KeyError, AttributeError, ImportError …: whatever their parsers run into
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        kind = type(error).__name__
+        if kind in ("MemoryError", "OutOfMemoryError"):
             raise
-        reason = textwrap.shorten(str(error), 200, placeholder=" …")
-        raise ModelError(f"{what} cannot be loaded ({type(error).__name__}: {reason}): copy or download it again, or "
-                         "give another") from error
+        fault = f"{what} cannot be loaded ({kind}: {textwrap.shorten(str(error), 200, placeholder=' …')})"
+        if isinstance(error, ImportError):
+            raise MachineError(f"{fault}: run scripts/setup.sh") from error
+        advice = "copy or download it again, or give another"
+        if quantized:
+            advice = "if python -m bitsandbytes finds nothing wrong, " + advice + "; or use --quantization none"
+        raise ModelError(f"{fault}: {advice}") from error
+
+
+def check_cuda(instead: str) -> None:
+    """See that torch can use the GPU that the machine shows.
+
+    Raises:
+        MachineError: it cannot; the message ends in what to do instead.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
+                           f"nvidia-smi and the build with `pip show torch`, or {instead}")
 
 
 def load_tokenizer(path: str) -> Any:

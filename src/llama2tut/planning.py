@@ -10,7 +10,7 @@ from llama2tut.building import is_python
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
-from llama2tut.loading import check_loadable, load_tokenizer
+from llama2tut.loading import check_cuda, check_loadable, load_tokenizer
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present
 from llama2tut.requests import FinetuneRequest, Precision
@@ -31,9 +31,8 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
     import torch
 
     device = "cuda" if gpu_present() and request.gpus != 0 else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
-                           "nvidia-smi and the build with `pip show torch`, or train on the CPU with --gpus 0")
+    if device == "cuda":
+        check_cuda("train on the CPU with --gpus 0")
     check_loadable(checkpoint.path)  # while nothing has been written yet
     precision: Precision = request.precision or ("fp32" if device == "cpu" else "bf16" if has_bf16() else "fp16")
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
@@ -111,13 +110,13 @@ def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: 
     prompt = example["input_ids"][:len(example["input_ids"]) - len(trained)]
     like = "GPU is an H100" if config.device == "cuda" else "CPU is as fast as the two cores that were measured"
     lines += ["", "# the first example; the part in [[ ]] is trained on",
-              visible(f"{tokenizer.decode(prompt)}[[{tokenizer.decode(trained)}]]"), "", "# course",
+              f"{tokenizer.decode(prompt)}[[{tokenizer.decode(trained)}]]", "", "# course",
               f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
     needed = estimate(checkpoint, config.request, config.precision, config.quantization,
                       checkpointing=config.checkpointing)
     lines.append(_memory_line(config, needed))
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines)) + "\n"
 
 
 def lengths(examples: Iterable[Any]) -> str:

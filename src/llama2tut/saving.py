@@ -7,8 +7,10 @@ unpickling restricted to tensors) and state.json (step, micro-batch, best loss s
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,11 +55,22 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None:
+            raise
         advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
                   errno.EROFS: "give a folder that can be written", errno.EACCES: "give a folder that can be written"}
-        raise MachineError(f"{path} could not be written ({error.strerror or error}); what was saved before is intact: "
-                           f"{advice.get(error.errno or 0, 'mend the disk')} and go on with --resume") from error
+        raise MachineError(f"{path} could not be written ({os.strerror(number)}); what was saved before is intact: "
+                           f"{advice.get(number, 'mend the disk')} and go on with --resume") from error
+
+
+def _disk_error(error: Exception) -> int | None:
+    """The errno of a failed write, also where safetensors or tokenizers wrote, which raise exceptions of their own."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Position) -> Path:
@@ -77,7 +90,9 @@ def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Posi
             random_states = {"cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
                 random_states["cuda"] = torch.cuda.get_rng_state()
-            torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, beside / "optimizer.pt")
+            states = io.BytesIO()  # torch's own writer does not say what is wrong with a disk
+            torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, states)
+            (beside / "optimizer.pt").write_bytes(states.getbuffer())
             (beside / "state.json").write_text(json.dumps(dataclasses.asdict(position)), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(beside, folder)
