@@ -67,7 +67,7 @@ def _boolean(value: Any) -> bool:
 def _number(value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
     text = str(value).strip()
     # Python itself would also take 1_000, the digits of other scripts, and thousands of digits.
-    shape = r"[+-]?[0-9]{1,999}" if kind is int else r"[+-]?([0-9.]+(e[+-]?[0-9]+)?|inf|infinity|nan)"
+    shape = r"[+-]?[0-9]{1,300}" if kind is int else r"[+-]?([0-9.]+(e[+-]?[0-9]+)?|inf|infinity|nan)"
     try:
         if isinstance(value, bool) or not re.fullmatch(shape, text, re.IGNORECASE | re.ASCII):
             raise ValueError
@@ -116,7 +116,7 @@ def _mapping(value: Any) -> dict[str, Any]:
         for part in re.split(r",(?![^\[]*\])", value):  # a comma inside [...] separates list items, not pairs
             key, equals, text = (word.strip() for word in part.partition("="))
             if not equals or not key:
-                raise ValueError(f"wants key=value where it has '{part}'")
+                raise ValueError(f"wants key=value where it has '{part[:60]}'")
             if key in pairs:
                 raise ValueError(f"names {key} twice")
             try:

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -76,7 +75,7 @@ def _fault(name: str, value: Any) -> str | None:
         return "belongs to a part of llama-recipes that is not in use here; leave it out"
     if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool))):
         return f"wants {kind}, not {value!r}; give a value of that type"
-    if kind in ("int", "float") and not 0 <= value < math.inf:
+    if kind in ("int", "float") and not 0 <= value <= 10**18:
         return f"wants a finite number from 0 on, not {value!r}; give one"
     if name == "quantization_config.quant_type" and value not in ("nf4", "fp4"):
         return f"wants nf4 or fp4, not {value!r}; give one of them"

@@ -120,6 +120,8 @@ ROWS = (
     Row(what="stdin closed", shell="{llama2tut} infer <&-", says=("there is no prompt; give --prompt TEXT",)),
     Row(what="nothing on stdin", argv="infer", says=("standard input is empty; give a prompt there",)),
     Row(what="stdin that is not UTF-8", argv="infer", stdin=b"caf\xe9", says=("standard input: byte 3 is not UTF-8",)),
+    Row(what="a folder on stdin", shell="{llama2tut} infer < .",
+        says=("standard input cannot be read (Is a directory)",)),
     Row(what="a reader that goes away", code=0, says=("0",),
         shell="{llama2tut} finetune --help | { exec <&-; sleep 1; }; echo ${PIPESTATUS[0]}"),
     Row(what="a full disk under stdout", shell="{llama2tut} --help >/dev/full",

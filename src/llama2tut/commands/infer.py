@@ -85,6 +85,8 @@ def _standard_input() -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input: byte {error.start} is not UTF-8; give UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"standard input cannot be read ({error.strerror}); give text, or --prompt TEXT") from None
     if not text.strip():
         raise UsageError("standard input is empty; give a prompt there, or with --prompt TEXT")
     return text.removesuffix("\n")
