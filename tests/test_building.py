@@ -28,9 +28,9 @@ def test_nothing_typed_is_all_defaults():
 
 def test_repeated_adapters_and_settings_are_joined():
     assert build_request("compare", {"adapter": "a\0b,c"}).adapter == (Path("a"), Path("b,c"))
-    settings = "weight_decay=0.1,flop_counter=true\0save_metrics=no"
+    settings = "weight_decay=0.1,use_profiler=true\0save_metrics=no"
     request = build_request("finetune", {"task": "samsum", "set": settings})
-    assert request.set == {"weight_decay": 0.1, "flop_counter": True, "save_metrics": False}
+    assert request.set == {"weight_decay": 0.1, "use_profiler": True, "save_metrics": False}
     assert faults("finetune", task="samsum", set="weight_decay=0.1\0weight_decay=0.2") == [
         "--set names one key twice, not 'weight_decay=0.1 and weight_decay=0.2'; see llama2tut finetune --help"]
 

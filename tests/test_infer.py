@@ -33,7 +33,8 @@ def test_a_prompt_goes_through_the_tasks_template_unless_raw(infer):
     whole = "Calculate the following expression:\nWhat is 1+1?\n---\nAnswer:\n"
     templated = infer("--task", "arithmetic", "--prompt", "What is 1+1?")
     assert templated.out == infer("--prompt", whole).out
-    assert infer("--task", "arithmetic", "--raw", "--prompt", "What is 1+1?").out == infer("--prompt", "What is 1+1?").out
+    raw = infer("--task", "arithmetic", "--raw", "--prompt", "What is 1+1?")
+    assert raw.out == infer("--prompt", "What is 1+1?").out
 
 
 def test_a_jsonl_of_prompts_gives_a_line_each_in_order(infer, tmp_path):

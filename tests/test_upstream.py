@@ -35,8 +35,9 @@ def test_what_is_owned_exists_upstream():
     assert hasattr(configs.lora_config, "bias")
 
 
-def test_every_field_can_be_set_or_is_refused_with_a_reason():
+def test_every_field_can_be_set_or_is_refused_with_a_reason(monkeypatch):
     right = {"bool": True, "int": 3, "float": 0.5, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
+    monkeypatch.setattr(upstream, "_NEEDS", {})
     free = {name for name, kind in upstream_fields().items() if not setting_faults({name: right.get(kind, "x")})}
     assert free == {
         "weight_decay", "gradient_clipping", "gradient_clipping_threshold", "use_wandb", "save_metrics", "flop_counter",
@@ -63,10 +64,15 @@ def test_every_field_can_be_set_or_is_refused_with_a_reason():
     ("flop_counter_start", 0.5, "flop_counter_start wants int, not 0.5; give a value of that type"),
     ("save_metrics", 1, "save_metrics wants bool, not 1; give a value of that type"),
     ("wandb_config.tags", "x", "wandb_config.tags wants Optional[List[str]], not 'x'; give a value of that type"),
+    ("use_wandb", True, "use_wandb needs the package wandb, which is not installed; run: pip install wandb"),
+    ("flop_counter", True, "flop_counter needs the package tabulate, which is not installed; run: pip install "
+                           "tabulate"),
     ("quantization_config.quant_type", "fp8", "quantization_config.quant_type wants nf4 or fp4, not 'fp8'; "
                                               "give one of them"),
 ])
-def test_what_cannot_be_set_is_said(name, value, fault):
+def test_what_cannot_be_set_is_said(monkeypatch, name, value, fault):
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda package, found=importlib.util.find_spec: found(package) if "llama" in package else None)
     assert setting_faults({name: value}) == {name: fault}
 
 

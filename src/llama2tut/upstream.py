@@ -29,6 +29,7 @@ _OWNED = {
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
 _USED = {"", "quantization_config", "lora_config", "custom_dataset", "wandb_config"}  # sections that a run reads
+_NEEDS = {"use_wandb": "wandb", "flop_counter": "tabulate"}  # packages that training never needs otherwise
 _TYPES = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
           "Optional[str]": (str, type(None)), "Optional[List[str]]": (list, type(None))}
 
@@ -79,4 +80,7 @@ def _fault(name: str, value: Any) -> str | None:
         return f"wants a finite number from 0 on, not {value!r}; give one"
     if name == "quantization_config.quant_type" and value not in ("nf4", "fp4"):
         return f"wants nf4 or fp4, not {value!r}; give one of them"
+    package = _NEEDS.get(name) if value else None
+    if package and not importlib.util.find_spec(package):
+        return f"needs the package {package}, which is not installed; run: pip install {package}"
     return None

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -60,8 +59,6 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
     if request.precision == "fp16" and not on_gpu:
         faults.append("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    if request.set.get("use_wandb") and not importlib.util.find_spec("wandb"):
-        faults.append("--set use_wandb=True: the package wandb is not installed; run: pip install wandb")
     finished = attempt(lambda: _refuse_folder(request)) if not request.dry_run else None
     rows = attempt(lambda: load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))) if task \
         and request.data else None
