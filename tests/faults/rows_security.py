@@ -5,7 +5,7 @@ import json
 from world import Row, env, rows, toy, tuned, write
 
 HEAD = "instruction,input,output,answer\n"
-HOSTILE = ("\x1b[2J\x1b]0;title\x07<script>alert(1)</script>=cmd|' /C calc'!A1 {answer} ${HOME} `id` "
+HOSTILE = ("\x1b[2J\x1b]0;title\x07\x9b2J<script>alert(1)</script>=cmd|' /C calc'!A1 {answer} ${HOME} `id` "
            "[x](javascript:1)|\u202e")
 PROMPTS = write("p.jsonl", json.dumps({"prompt": HOSTILE}) + "\n" + json.dumps({"prompt": "=1+1"}) + "\n")
 COMPARE = "compare --adapter tuned --prompt-file p.jsonl --max-new-tokens 2 --format"
@@ -44,6 +44,12 @@ ROWS = (
         says=("&lt;script&gt;alert(1)&lt;/script&gt;",), lacks=("<script>alert", "\x1b", "http://")),
     Row(what="hostile prompts in json", argv=f"{COMPARE} json", given=(tuned, PROMPTS), code=0,
         says=("\\u001b[2J", "<script>"), lacks=("\x1b",)),
+    *(Row(what=f"hostile prompts as {form} on a terminal", argv=f"{COMPARE} {form}", given=(tuned, PROMPTS), code=0,
+          terminal=True, says=("[2J",), lacks=("\x1b[2J", "\x1b]0", "\x07", "\x9b", "\u202e"))
+      for form in ("table", "markdown", "csv", "json", "html")),
+    Row(what="hostile prompts back from infer on a terminal", code=0, terminal=True, says=("[2J",),
+        argv="infer --model toy --prompt-file p.jsonl --max-new-tokens 2", given=(toy, PROMPTS),
+        lacks=("\x1b", "\x07", "\x9b", "\u202e")),
     Row(what="formulas in csv for a spreadsheet", argv=f"{COMPARE} csv --spreadsheet-safe", given=(tuned, PROMPTS),
         code=0,
         says=("\n\"'=1+1\",",)),

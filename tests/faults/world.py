@@ -55,17 +55,20 @@ class World:
             name = str(path.relative_to(self.folder))
             if path.is_symlink() or not path.is_file():
                 found[name] = "link" if path.is_symlink() else "folder" if path.is_dir() else "device"
+            elif not os.access(path, os.R_OK):
+                found[name] = "unreadable"
             elif path.stat().st_size > 1_000_000:
                 found[name] = f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}"
             else:
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
-    def main(self, argv: list[str]) -> Outcome:
+    def main(self, argv: list[str], *, terminal: bool) -> Outcome:
         """The entry point's own `main`, in this process."""
         from llama2tut.cli import main
 
         out, err = io.StringIO(), io.StringIO()
+        self.monkeypatch.setattr(out, "isatty", lambda: terminal)
         stdin = io.TextIOWrapper(io.BytesIO(self.stdin))
         self.monkeypatch.setattr(sys, "stdin", stdin)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -97,6 +100,7 @@ class Row:
         changes: patterns of paths that may be new or different afterwards; all else must be intact.
         leaves: paths that must be there afterwards.
         lacks: words that must appear nowhere.
+        terminal: stdout is a terminal.
     """
 
     what: str
@@ -109,6 +113,7 @@ class Row:
     changes: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    terminal: bool = False
 
 
 def run(row: Row, world: World) -> None:
@@ -121,7 +126,7 @@ def run(row: Row, world: World) -> None:
         prepare(world)
     world.stdin = row.stdin
     before = world.snapshot()
-    outcome = world.shell(row.shell) if row.shell else world.main(shlex.split(row.argv))
+    outcome = world.shell(row.shell) if row.shell else world.main(shlex.split(row.argv), terminal=row.terminal)
     judge(row, outcome, before, world.snapshot())
 
 

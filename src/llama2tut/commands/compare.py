@@ -12,7 +12,7 @@ from typing import Any
 
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.comparison import ComparedRow, Comparison
-from llama2tut.console import Console
+from llama2tut.console import Console, visible
 from llama2tut.errors import UsageError
 from llama2tut.models import newest_adapter
 from llama2tut.report import card_scores, read_metrics
@@ -68,6 +68,8 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
         console.note(f"written: {request.output}")
     else:
         shown = _render(request.format, comparison, request, width, console)
+        if request.format != "table" and console.out.isatty():
+            shown = visible(shown)  # the table has seen to that itself: its colours are its own
     return CompareResult(comparison, shown, 3 if _gates(comparison, request, console) else 0)
 
 

@@ -55,7 +55,8 @@ def run(request: InferRequest, console: Console) -> InferResult:
         _append(request.output, _records(setting, answers, done), len(ids), done, console)
         return InferResult(f"{request.output}\n")
     for record in _records(setting, answers, done):
-        console.write(json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n")
+        line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
+        console.write(visible(line) if console.out.isatty() else line)
     return InferResult()
 
 
