@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 
-def make_base(folder: Path, toy_model_dir: Path, *, tied: bool) -> Path:
+def make_base(folder: Path, toy_model_dir: Path, *, tied: bool, **config) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
-    config = LlamaConfig.from_pretrained(toy_model_dir, tie_word_embeddings=tied)
+    config = LlamaConfig.from_pretrained(toy_model_dir, tie_word_embeddings=tied, **config)
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(toy_model_dir).save_pretrained(folder)
     settings = json.loads((folder / "generation_config.json").read_text())
@@ -80,6 +80,32 @@ def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir,
     answer = run_cli("infer", "--model", target, "--prompt", "What is 19-59?", "--max-new-tokens", "24")
     assert answer.code == 0
     assert answer.out == tokenizer.decode(answers(plain, ids)[ids.shape[1]:], skip_special_tokens=True) + "\n"
+
+
+@pytest.mark.parametrize("scaling", [
+    {"rope_type": "default"},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64}])
+def test_older_readers_find_tokenizer_and_rotary_base(tmp_path, toy_model_dir, run_cli, scaling):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=True, rope_parameters={"rope_theta": 5e4, **scaling})
+    old_class = '{"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}'
+    (base / "tokenizer_config.json").write_text(old_class)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 0
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e4
+    assert config.get("rope_scaling") == (scaling if scaling["rope_type"] == "llama3" else None)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (base / name).read_bytes()
+    ids = torch.arange(3, 103)[None]
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    with torch.inference_mode():
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits,
+                                   tuned(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_precision_is_that_of_the_saved_weights(tmp_path, pair, run_cli):

@@ -1,6 +1,7 @@
 """`llama2tut merge`: base and adapter as one stand-alone model that plain transformers loads."""
 
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama2tut.checkpoints import read_json
 from llama2tut.checks import free_memory_gib
 from llama2tut.console import Console
 from llama2tut.engine import torch_dtype
@@ -16,6 +18,8 @@ from llama2tut.loading import load_tokenizer, loading
 from llama2tut.models import Checkpoint, check_fit, gpu_present, read_adapter, resolve
 from llama2tut.requests import MergeRequest
 
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+              "added_tokens.json", "chat_template.jinja")
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
 
 
@@ -48,8 +52,8 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
         beside.mkdir(parents=True)
         if shutil.disk_usage(beside).free < needed * 2**30:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for part in _merged(checkpoint, adapter.path, precision):
-            part.save_pretrained(beside)
+        _merged(checkpoint, adapter.path, precision).save_pretrained(beside)
+        _make_readable_elsewhere(beside, checkpoint.path)
         for file in beside.iterdir():  # safetensors are written for the user's eyes only
             file.chmod((beside / "config.json").stat().st_mode)
         if folder.exists():
@@ -64,8 +68,8 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
                        '--prompt "…"\n')
 
 
-def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any, Any]:
-    """The model without a trace of PEFT, and its tokenizer."""
+def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> Any:
+    """The model, without a trace of PEFT."""
     import torch
     from peft import PeftModel
     from transformers import LlamaForCausalLM
@@ -77,7 +81,27 @@ def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> tuple[Any,
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
     with loading(f"--adapter {adapter}"), torch.inference_mode():
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True), tokenizer
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+
+
+def _make_readable_elsewhere(folder: Path, base: str) -> None:
+    """Add the tokenizer's files as they are, and rotary settings under their older names, too.
+
+    transformers 4 and llama.cpp's converters of before 2026 know neither the tokenizer class nor the place of the
+    rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    source = Path(base if Path(base).is_dir() else str(try_to_load_from_cache(base, "config.json")).rpartition("/")[0])
+    for name in _TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    config = read_json(folder / "config.json")
+    rope = dict(config["rope_parameters"])
+    config["rope_theta"] = rope.pop("rope_theta")
+    if rope != {"rope_type": "default"}:
+        config["rope_scaling"] = rope
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:
