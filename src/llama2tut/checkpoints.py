@@ -65,6 +65,9 @@ def llama_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != "llama":
         raise ModelError(f"{folder} is a {config.get('model_type')!r} checkpoint; llama-recipes trains 'llama' only: "
                          "give a model with \"model_type\": \"llama\" in its config.json")
+    if any("/" in str(value) for key, value in config.items() if key.endswith("attn_implementation")):
+        raise ModelError(f"{folder} wants attention code from the hub, which is never run: take attn_implementation "
+                         "out of its config.json")
     if "quantization_config" in config:
         raise ModelError(f"{folder} is quantised already: give the model that it was made from")
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

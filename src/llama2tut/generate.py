@@ -70,7 +70,7 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
         with loading(f"--model {checkpoint.name}", quantized=bool(config)):
             model: Any = LlamaForCausalLM.from_pretrained(
                 checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
-                quantization_config=config)
+                attn_implementation="sdpa", quantization_config=config)
         if on_gpu and quantization == "4bit" and 2.2 * checkpoint.parameters < torch.cuda.mem_get_info()[0]:
             # The numbers that the adapter was trained against, without unpacking them again for every token.
             model = model.dequantize()

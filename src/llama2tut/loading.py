@@ -74,5 +74,5 @@ def check_loadable(path: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with loading(f"--model {path}"), torch.device("meta"):
-        LlamaForCausalLM(LlamaConfig.from_pretrained(path))
+        LlamaForCausalLM(LlamaConfig.from_pretrained(path, attn_implementation="sdpa"))
     load_tokenizer(path)
