@@ -21,7 +21,8 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # These say where and how to run, not what: a recipe may not hold them.
 FLAG_ONLY = {"output_dir", "config", "resume", "dry_run", "force"}
 _WORDS = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text", Path: "path"}
-_SAMPLES = {"bool": True, "int": 1, "float": 1.0, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
+# Values that a field takes whatever else is installed: switching a feature on may ask for its package.
+_SAMPLES = {"bool": False, "int": 1, "float": 1.0, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
 
 _TOP = """# Configuration
 
