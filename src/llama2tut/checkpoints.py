@@ -46,6 +46,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} cannot be read ({error.strerror}): {_COPY_AGAIN}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{path} is no safetensors file or was cut short: {_COPY_AGAIN}") from None
+    if odd := [name for name in shapes if not name.isprintable()]:  # libraries print names as they are
+        raise ModelError(f"{path} has a tensor called {odd[0]!r}, which could steer a terminal: do not use this file")
     if size != whole:
         raise ModelError(f"{path} has {size:,} bytes where its header asks for {whole:,}: {_COPY_AGAIN}")
     return shapes

@@ -2,6 +2,7 @@
 
 import json
 
+from rows_models import tensors
 from world import Row, env, rows, toy, tuned, write
 
 HEAD = "instruction,input,output,answer\n"
@@ -29,6 +30,10 @@ ROWS = (
     Row(what="escape sequences in a recipe's values", code=0, lacks=("\x1b",), says=("\\x1b[2J",),
         argv="finetune --task arithmetic --model toy --config mine.yaml --dry-run",
         given=(toy, rows, write("mine.yaml", 'llama_recipes:\n  wandb_config.notes: "\\e[2J"\n'))),
+    Row(what="escape sequences in a tensor's name", argv="infer --model toy --prompt a", lacks=("\x1b", "\x07"),
+        given=(toy, tensors("toy/model.safetensors", lambda found: found | {
+            "\x1b]0;x\x07": found["model.norm.weight"].clone()})),
+        says=("toy/model.safetensors has a tensor called '\\x1b]0;x\\x07', which could steer a terminal",)),
     Row(what="braces in a row are not filled again", code=0, says=("{output} {0.__class__} %s",),
         argv="finetune --task arithmetic --model toy --data mine.csv --dry-run --limit 1", given=(toy, write(
             "mine.csv", HEAD + "".join(f"{{output}} {{0.__class__}} %s {n},x,= {n},{n}\n" for n in range(30))))),

@@ -14,7 +14,7 @@ def test_the_row(row, world):
 
 
 def test_no_row_is_there_twice():
-    for what in ((row.what for row in ROWS), ((row.argv, row.shell, row.given, row.stdin) for row in ROWS)):
+    for what in ((row.what for row in ROWS), ((row.argv, row.shell, row.given, row.stdin, row.terminal) for row in ROWS)):
         assert [name for name, count in Counter(what).items() if count > 1] == []
 
 
