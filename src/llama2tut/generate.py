@@ -16,7 +16,7 @@ from typing import Any
 
 from llama2tut import kernels
 from llama2tut.decoding import add_adapters_in_place, decode
-from llama2tut.errors import DataError, MachineError
+from llama2tut.errors import DataError, MachineError, ModelError
 from llama2tut.loading import check_cuda, load_tokenizer, loading
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling
@@ -89,6 +89,10 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
                                                    autocast_adapter_dtype=not on_gpu)
             else:
                 switch.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
+            own = [tensor for name, tensor in switch.named_parameters() if name.endswith(f".{number}.weight")]
+            if not all(bool(tensor.isfinite().all()) for tensor in own):
+                raise ModelError(f"--adapter {adapter.path} has numbers that are not finite: its training went wrong; "
+                                 "train again with a lower --lr")
     if on_gpu and switch:
         add_adapters_in_place(switch)
     return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu)

@@ -188,6 +188,8 @@ ROWS = (
     untuned("an adapter for fewer layers",
             "--adapter tuned does not fit toy: it covers 1 of 2 layers; it was trained on toy",
             tensors(ADAPTER, lambda found: {name: value for name, value in found.items() if ".layers.0." in name})),
+    untuned("an adapter whose training went wrong", "--adapter tuned has numbers that are not finite",
+            tensors(ADAPTER, lambda found: {name: value * float("nan") for name, value in found.items()})),
     untuned("an adapter whose base is gone", "--model gone: there is no such folder or model",
             edit_json(CONFIG, base_model_name_or_path="gone"), remove("tuned/llama2tut.yaml")),
     untuned("an adapter's own YAML with objects of Python's", "tuned/llama2tut.yaml:1: anchors, aliases and tags",
