@@ -11,6 +11,5 @@ run() { echo "\$ llama2tut $*" >&2; .venv/bin/llama2tut "$@"; }
 
 [[ -e data/arithmetic/arithmetic_test.csv ]] || run gen-arithmetic
 run finetune --task arithmetic --config arithmetic-cpu --force
-run compare --adapter outputs/arithmetic --format json --output outputs/arithmetic/compare.json
-run compare --from outputs/arithmetic/compare.json
+run compare --adapter outputs/arithmetic --show 5 --format json --output outputs/arithmetic/compare.json
 echo "quickstart: $((SECONDS - started)) s after set-up" >&2

@@ -1,5 +1,6 @@
 """A request -> a run with nothing left open, and what `--dry-run` says about it."""
 
+import dataclasses
 import hashlib
 import statistics
 from collections.abc import Iterable
@@ -113,8 +114,10 @@ def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: 
               f"{tokenizer.decode(prompt)}[[{tokenizer.decode(trained)}]]", "", "# course",
               f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
-    needed = estimate(checkpoint, config.request, config.precision, config.quantization,
-                      checkpointing=config.checkpointing)
+    # Packed rows are filled up; a padded batch is only as wide as its longest row.
+    longest = max(len(example["input_ids"]) for examples in splits.values() for example in examples)
+    request = config.request if config.request.packing else dataclasses.replace(config.request, context_length=longest)
+    needed = estimate(checkpoint, request, config.precision, config.quantization, checkpointing=config.checkpointing)
     lines.append(_memory_line(config, needed))
     return visible("\n".join(lines)) + "\n"
 

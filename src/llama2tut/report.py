@@ -100,8 +100,9 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """A mean that forgets: each value weighs a fiftieth of the run, at least a third of the newest."""
-    share, mean, smoothed = max(1 / 3 if len(values) < 30 else 0.0, 5 / max(1, len(values))), None, []
+    """A mean that forgets, over about the last tenth of a run and at least the last three steps."""
+    share = min(1 / 3, max(0.02, 10 / max(1, len(values))))
+    mean, smoothed = None, []
     for value in values:
         mean = value if mean is None else mean + share * (value - mean)
         smoothed.append(mean)
