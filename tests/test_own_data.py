@@ -64,7 +64,7 @@ def test_a_csv_is_fine_tuned_by_a_task_file(there):
     saved = yaml.safe_load((folder / "llama2tut.yaml").read_text())
     assert (saved["request"]["task"], saved["request"]["data"]) == ("colours.yaml", "rows/colours.csv")
     assert saved["data_source"] == "file rows/colours.csv"
-    assert list(saved["digests"]) == ["rows/colours.csv"]
+    assert list(saved["digests"]) == ["rows/colours.csv", "colours.yaml"]
     assert json.loads((folder / "training.json").read_text())["steps"] == 2
     assert (folder / "adapter_model.safetensors").exists()
 
