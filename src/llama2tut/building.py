@@ -11,7 +11,7 @@ from llama2tut.models import gpu_present
 from llama2tut.requests import COMMANDS, FinetuneRequest, Request
 from llama2tut.resources import shipped
 from llama2tut.task_files import check_python, load_task
-from llama2tut.tasks import ARITHMETIC
+from llama2tut.tasks import SAMSUM
 from llama2tut.upstream import setting_faults
 from llama2tut.yaml_files import YamlFile, read_yaml
 
@@ -107,7 +107,7 @@ def _recipe_of(task: str) -> str:
     if not is_python(task):
         return load_task(task).recipe
     check_python(task)
-    return ARITHMETIC.recipe
+    return SAMSUM.recipe
 
 
 def recipe_path(name: str) -> Path:

@@ -122,11 +122,11 @@ class InferRequest:
     max_new_tokens: int | None = flag(None, "longest answer, in tokens [the task's own, else 256]", least=1,
                                       most=131_072, group="Answers")
     do_sample: bool = flag(False, "sample instead of taking the likeliest token", group="Answers")
-    temperature: float = flag(1.0, "with --do-sample", above=0, most=100, group="Answers")
+    temperature: float = flag(1.0, "with --do-sample", least=0.01, most=100, group="Answers")
     top_p: float = flag(1.0, "with --do-sample: smallest set of tokens with this probability", above=0, most=1,
                         group="Answers")
     top_k: int = flag(50, "with --do-sample: only the K likeliest tokens; 0: all", least=0, group="Answers")
-    repetition_penalty: float = flag(1.0, "above 1: repeats become less likely", above=0, most=10, group="Answers")
+    repetition_penalty: float = flag(1.0, "above 1: repeats become less likely", least=0.01, most=10, group="Answers")
     seed: int = flag(42, "for --do-sample", least=0, most=2**32 - 1, group="Answers")
     quantization: Quantization | None = flag(None, "base weights [as trained on a GPU, else none]", group="Answers")
     precision: Precision | None = flag(None, "compute type [bf16 on a GPU that has it, fp32 on a CPU]",
