@@ -100,13 +100,10 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """A mean that forgets, over about the last tenth of a run and at least the last three steps."""
-    share = min(1 / 3, max(0.02, 10 / max(1, len(values))))
-    mean, smoothed = None, []
-    for value in values:
-        mean = value if mean is None else mean + share * (value - mean)
-        smoothed.append(mean)
-    return smoothed
+    """The mean of the last tenth of a run up to each value, and of three values at least."""
+    window = max(3, len(values) // 10)
+    heads = (values[max(0, end - window):end] for end in range(1, len(values) + 1))
+    return [sum(head) / len(head) for head in heads]
 
 
 def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
