@@ -53,9 +53,7 @@ class TrainingRun:
         self.validation: list[dict[str, Any]] = []
         self.model: Any = None
         self.stopped_early = False
-        self.last_validation_loss = math.nan
-        self.first_loss = math.nan
-        self.last_loss = math.nan
+        self.first_loss = self.last_loss = self.last_validation_loss = math.nan
         self.tokens, self.seconds = 0, 0.0  # of this process; `at.elapsed` counts the resumed run's too
         self._restore: dict[str, Any] = {}
         self._step = _Step()
