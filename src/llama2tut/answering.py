@@ -7,7 +7,7 @@ from typing import Any
 
 from llama2tut.building import is_python
 from llama2tut.console import Console
-from llama2tut.errors import DataError, UsageError, UserError
+from llama2tut.errors import DataError, Faults, UsageError
 from llama2tut.models import (
     DEFAULT_CPU,
     DEFAULT_GPU,
@@ -70,16 +70,8 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
     """
-    faults: list[str] = []
-
-    def attempt(work: Any, *arguments: Any) -> Any:
-        try:
-            return work(*arguments)
-        except UserError as error:
-            faults.extend(error.faults)
-            return None
-
-    read = [attempt(read_adapter, folder) for folder in adapters]
+    faults = Faults()
+    read = [faults.attempt(read_adapter, folder) for folder in adapters]
     saved = read[0].request if read and read[0] else {}
     name = request.task or (saved.get("task") if prompts is None else None)
     if name and is_python(name):
@@ -87,7 +79,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         name = None
     elif name is None and prompts is None and not faults:
         faults.append("--task is missing: the adapter names none; give samsum, arithmetic or a TASK.yaml")
-    task = attempt(load_task, name) if name else None
+    task = faults.attempt(load_task, name) if name else None
     if name and not task and not request.task:
         faults.append(f"--task is missing, and {name}, which the adapter was trained with, is of no use from here; "
                       "start where finetune ran, or give --task")
@@ -96,24 +88,27 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                       "give the whole prompt with --raw")
     base = request.model or next((adapter.base for adapter in read if adapter), None) or (
         DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
-    checkpoint = attempt(resolve, base)
     rows: list[dict[str, str]] = []
-    source, notes = "prompts", ()
+    source = "prompts"
+    notes: tuple[str, ...] = ()
     if task and prompts is None:
         own_data = saved.get("data") if saved.get("task") == name else None
         # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
-        found = attempt(lambda: load_rows(task, request.data or own_data, seed=int(saved.get("seed", 42)),
-                                          splits=(request.split,)))
+        found = faults.attempt(load_rows, task, request.data or own_data, seed=int(saved.get("seed", 42)),
+                               splits=(request.split,))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
         notes = found.notes if found else ()
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
-    if faults:
-        raise UsageError(*faults)
+    # The demo model is converted on first use, which takes seconds: not for a request that is refused anyway.
+    checkpoint = None if faults and base == DEFAULT_CPU else faults.attempt(resolve, base)
+    faults.refuse()
+    assert checkpoint is not None
+    trained = tuple(adapter for adapter in read if adapter)
     for note in (*checkpoint.notes, *notes):
         console.warn(note)
-    for adapter in read:
+    for adapter in trained:
         check_fit(adapter, checkpoint)
     on_gpu = gpu_present()
     quantization = request.quantization or ((saved.get("quantization") or "4bit") if on_gpu and read else "none")
@@ -125,7 +120,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         inputs = [{task.prompt_columns[0]: text.rstrip("\r\n")} for text in prompts or ()]
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
-    return Setting(checkpoint=checkpoint, adapters=tuple(read), task=task, rows=rows, inputs=inputs,
+    return Setting(checkpoint=checkpoint, adapters=trained, task=task, rows=rows, inputs=inputs,
                    prompts=prompts or [],
                    source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
                    precision=request.precision or ("bf16" if on_gpu else "fp32"),

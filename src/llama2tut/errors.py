@@ -1,5 +1,11 @@
 """What can go wrong for a reason that the user can mend, and what ends a run early on purpose."""
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class UserError(Exception):
     """Bad usage, input, data, model or environment: exit code 2, one line a fault, no traceback.
@@ -44,3 +50,24 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class Faults(list[str]):
+    """What is wrong with a request, gathered so that all of it is said at once."""
+
+    def attempt(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `work` returns, or None after taking in the faults that it raised."""
+        try:
+            return work(*args, **kwargs)
+        except UserError as error:
+            self.extend(error.faults)
+            return None
+
+    def refuse(self) -> None:
+        """Raise all faults, if there is one.
+
+        Raises:
+            UsageError: there is.
+        """
+        if self:
+            raise UsageError(*self)

@@ -5,14 +5,14 @@ import dataclasses
 import fcntl
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llama2tut.building import default_output_dir, is_python
 from llama2tut.console import Console
-from llama2tut.errors import MachineError, UsageError, UserError
+from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
@@ -20,8 +20,6 @@ from llama2tut.saving import newest_checkpoint, publish, refuse_changed, writing
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import load_task
 from llama2tut.tasks import Task
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     Raises:
         UserError: all that is wrong with folder, data and model together, before anything heavy is loaded.
     """
-    faults: list[str] = []
-
-    def attempt(work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except UserError as error:
-            faults.extend(error.faults)
-            return None
-
+    faults = Faults()
     task = None if is_python(request.task) else load_task(request.task)
     on_gpu = gpu_present() and request.gpus != 0
     if request.gpus and not gpu_present():
@@ -59,12 +49,13 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
     if request.precision == "fp16" and not on_gpu:
         faults.append("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    finished = attempt(lambda: _refuse_folder(request)) if not request.dry_run else None
-    rows = attempt(lambda: load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))) if task \
-        and request.data else None
-    checkpoint = attempt(lambda: resolve(model))
-    if faults:
-        raise UsageError(*faults)
+    finished = faults.attempt(_refuse_folder, request) if not request.dry_run else None
+    rows = None
+    if task and request.data:
+        rows = faults.attempt(load_rows, task, request.data, seed=request.seed, splits=("train", "validation"))
+    # The demo model is converted on first use, which takes seconds: not for a run that is refused anyway.
+    checkpoint = None if faults and model == DEFAULT_CPU else faults.attempt(resolve, model)
+    faults.refuse()
     assert checkpoint is not None
     if finished:
         return FinetuneResult(_next_steps(request))
