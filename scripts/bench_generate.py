@@ -2,15 +2,17 @@
 """Answering speed: llama2tut's batches against the tutorial's way and plain unsorted batches, loads included.
 
     python scripts/bench_generate.py --adapter outputs/arithmetic --task arithmetic --rows 500
-    python scripts/bench_generate.py --adapter outputs/samsum --task samsum --data dialogues --rows 200
+    python scripts/bench_generate.py --adapter outputs/samsum --task samsum --data dialogues --split train --rows 200
 
 `tutorial` starts a process for each of base and tuned and answers one prompt at a time; `plain` does the same in
 batches of 16 in the order of the rows; `ours` is one `llama2tut compare`'s work: both columns from one load. Greedy
-throughout. --sample answers only that many rows the slow way and scales the rest up, and says so.
+throughout. A split of fewer rows is repeated. --sample answers only that many rows the slow way and scales the rest up,
+and says so.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--data")
+    parser.add_argument("--split", default="test")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--sample", type=int, help="rows that the slow ways answer")
     parser.add_argument("--cap-gib", type=float)
@@ -39,7 +42,7 @@ def main() -> None:
         began, found = time.perf_counter(), []
         for column in columns:
             command = [sys.executable, __file__, "--one", column, "--adapter", str(options.adapter), "--task",
-                       options.task, "--rows", str(rows), *(["--data", options.data] if options.data else []),
+                       options.task, "--split", options.split, "--rows", str(rows), *(["--data", options.data] if options.data else []),
                        *(["--cap-gib", str(options.cap_gib)] if options.cap_gib else [])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:]))
@@ -71,12 +74,12 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
     way, _, column = options.one.partition(":")
-    request = CompareRequest(adapter=(options.adapter,), task=options.task, data=options.data, limit=options.rows)
+    request = CompareRequest(adapter=(options.adapter,), task=options.task, data=options.data, split=options.split)
     with contextlib.redirect_stdout(sys.stderr):
         setting = settle(request, request.adapter, None, Console())
         generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
                          precision=setting.precision, device=setting.device)
-        ids = prompt_ids(setting, generator.tokenizer, Console())
+        ids = list(itertools.islice(itertools.cycle(prompt_ids(setting, generator.tokenizer, Console())), options.rows))
         sampling = Sampling(max_new_tokens=setting.max_new_tokens)
         began = time.perf_counter()
         if way == "ours":

@@ -85,7 +85,7 @@ def main() -> None:
     TrainingRun.finish = end  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         code = cli(["finetune", "--output-dir", f"{folder}/run", *sys.argv[1:]])
-    if code:
+    if code or len(began_and_ended) < 2:  # refused, or nothing was to be trained (--help, --dry-run)
         sys.exit(code)
     evaluations = spent.pop("evaluations", 0.0)
     whole = began_and_ended[1] - began_and_ended[0] - evaluations
