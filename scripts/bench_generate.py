@@ -41,8 +41,9 @@ def main() -> None:
         columns = [f"{name}:{column}" for column in ("base", "tuned")] if name != "ours" else ["ours"]
         began, found = time.perf_counter(), []
         for column in columns:
-            command = [sys.executable, __file__, "--one", column, "--adapter", str(options.adapter), "--task",
-                       options.task, "--split", options.split, "--rows", str(rows), *(["--data", options.data] if options.data else []),
+            command = [sys.executable, __file__, "--one", column, "--adapter", str(options.adapter),
+                       "--task", options.task, "--split", options.split, "--rows", str(rows),
+                       *(["--data", options.data] if options.data else []),
                        *(["--cap-gib", str(options.cap_gib)] if options.cap_gib else [])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:]))
