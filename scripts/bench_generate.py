@@ -51,6 +51,7 @@ def main() -> None:
         answering = sum(result["seconds"] for result in found)
         whole = seconds - answering + answering * options.rows / rows
         results.append({"name": name, "seconds": round(whole, 1), "answered": rows, "of": options.rows,
+                        "new_tokens": sum(result["tokens"] for result in found),
                         "new_tokens_per_s": round(sum(result["tokens"] for result in found) / answering, 1),
                         "peak_gib": max((result["peak_gib"] or 0) for result in found) or None})
         print(json.dumps(results[-1]), flush=True)

@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=None, help="steps that are not counted [a third]")
     parser.add_argument("--cap-gib", type=float)
-    parser.add_argument("--contenders", help="comma-separated; default: all that this machine can run")
+    parser.add_argument("--contenders", help="comma-separated; '': only weights and rows are made; default: all that "
+                                             "this machine can run")
     parser.add_argument("--folder", type=Path, help="where weights and rows are kept between runs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -63,8 +64,8 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         make_inputs(folder, options.size, options.steps)
-        names = options.contenders.split(",") if options.contenders else contenders(options.size)
-        results = [run_process(name, folder, options) for name in names]
+        names = contenders(options.size) if options.contenders is None else options.contenders.split(",")
+        results = [run_process(name, folder, options) for name in names if name]
     print(table(results))
 
 
@@ -81,7 +82,7 @@ def contenders(size: str) -> list[str]:
 def make_inputs(folder: Path, size: str, steps: int) -> None:
     """Random weights, a tokenizer that is only there to be loaded, and the rows."""
     import torch
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     hidden, intermediate, layers, heads, kv_heads, vocabulary, mean = SHAPES[size]
@@ -95,7 +96,9 @@ def make_inputs(folder: Path, size: str, steps: int) -> None:
             LlamaForCausalLM(config).save_pretrained(folder)
         torch.set_default_dtype(torch.float32)
         words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, 100)}
-        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # as many tokens as words, for bench_generate.py
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer,
                                 bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
     tokens = 4096 * 1.2 if size == "7b" else 16 * mean * 1.3
     (folder / "rows.py").write_text(ROWS.format(count=int((steps + 2) * tokens / mean) + 32, mean=mean,

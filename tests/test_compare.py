@@ -124,6 +124,23 @@ def test_the_scores_of_a_whole_test_split_go_into_the_model_card(compare, adapte
     assert text.count("## Use") == 1
 
 
+def test_files_that_changed_since_training_are_named(run_cli, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(arithmetic_dir, "rows")
+    task = tmp_path / "own.yaml"
+    task.write_text('prompt: "{instruction}\\n"\ntarget: output\nrecipe: arithmetic\nmax_new_tokens: 4\n')
+    assert run_cli("finetune", "--task", "own.yaml", "--data", "rows", "--model", toy_model_dir, "--gpus", "0",
+                   "--limit", 8, "--max-steps", 1).code == 0
+    assert "has changed" not in run_cli("compare", "--adapter", "outputs/own").err
+    task.write_text(task.read_text().replace("{instruction}", "Q: {instruction}"))
+    test = tmp_path / "rows" / "arithmetic_test.csv"
+    test.write_text("".join(test.read_text().splitlines(keepends=True)[:-1]))
+    outcome = run_cli("compare", "--adapter", "outputs/own")
+    assert outcome.code == 0
+    for file in ("own.yaml", "rows/arithmetic_test.csv"):
+        assert f"warning: {file} has changed since outputs/own was trained" in outcome.err
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (("--adapter", "absent"), "--adapter absent"),
     (("--adapter", "outputs"), "outputs/one"),

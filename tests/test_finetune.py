@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_the_contract_names(finetune, tmp_path, toy_mode
     assert {path.name for path in folder.iterdir()} >= {
         "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "llama2tut.yaml", "metrics.jsonl",
         "training.json", "loss.png", "README.md", "checkpoints"}
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-8", "step-10"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-4", "step-8"}
     steps = [entry for entry in metrics(folder) if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, 11))
     assert set(steps[0]) == {"step", "epoch", "loss", "lr", "tokens_per_s", "elapsed_s"}
@@ -63,6 +63,9 @@ def test_a_run_leaves_everything_the_contract_names(finetune, tmp_path, toy_mode
     assert json.loads((folder / "training.json").read_text())["steps"] == 10
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert str(toy_model_dir) in (folder / "README.md").read_text()
+    # Others can read the adapter where they can read what stands beside it.
+    weights, beside = ((folder / name).stat().st_mode for name in ("adapter_model.safetensors", "adapter_config.json"))
+    assert weights == beside
 
 
 def test_plain_peft_loads_the_adapter(finetune, tmp_path, toy_model_dir):
@@ -106,6 +109,20 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(finetune, tmp_path, monkey
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
     steps = [entry["step"] for entry in metrics(tmp_path / "stopped") if "loss" in entry]
     assert steps == [entry["step"] for entry in metrics(tmp_path / "straight") if "loss" in entry]
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_finished_by_resuming(finetune, tmp_path):
+    assert finetune("--save-steps", 5).code == 0
+    summary = tmp_path / "run" / "training.json"
+    before, trained = json.loads(summary.read_text()), weights(tmp_path / "run")
+    summary.unlink()
+    outcome = finetune("--save-steps", 5, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "going on after step 5" in outcome.err
+    after = json.loads(summary.read_text())
+    for key in ("steps", "final_loss", "validation_loss", "best_validation_loss", "best_step"):
+        assert after[key] == before[key]
+    assert weights(tmp_path / "run") == trained
 
 
 def test_resume_takes_unset_flags_from_the_saved_run(run_cli, finetune, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What infer and compare share: which model answers which rows, in which precision, as which token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from llama2tut.models import (
 )
 from llama2tut.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.sources import load_rows
-from llama2tut.task_files import load_task
+from llama2tut.task_files import load_task, task_digest
 from llama2tut.tasks import Task
 
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
@@ -88,9 +88,9 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                       "give the whole prompt with --raw")
     base = request.model or next((adapter.base for adapter in read if adapter), None) or (
         DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
-    rows: list[dict[str, str]] = []
+    found, rows = None, list[dict[str, str]]()
     source = "prompts"
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if task and prompts is None:
         own_data = saved.get("data") if saved.get("task") == name else None
         # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
@@ -98,7 +98,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                                splits=(request.split,))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
-        notes = found.notes if found else ()
+        notes += found.notes if found else ()
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     # The demo model is converted on first use, which takes seconds: not for a request that is refused anyway.
@@ -106,6 +106,8 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     faults.refuse()
     assert checkpoint is not None
     trained = tuple(adapter for adapter in read if adapter)
+    if task and name:
+        notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
     for note in (*checkpoint.notes, *notes):
         console.warn(note)
     for adapter in trained:
@@ -125,6 +127,12 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                    source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
                    precision=request.precision or ("bf16" if on_gpu else "fp32"),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
+
+
+def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[str]:
+    """A warning for each file that is not what it was when an adapter was trained with it."""
+    return [f"{file} has changed since {adapter.path} was trained; the scores may not mean what they seem to"
+            for adapter in adapters for file, digest in digests.items() if adapter.digests.get(file, digest) != digest]
 
 
 def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[int]]:

@@ -69,6 +69,7 @@ class Adapter:
         alpha: scale; the update counts alpha / r times.
         targets: names of the adapted linear layers.
         request: what `finetune` was asked (llama2tut.yaml); {} for an adapter from elsewhere.
+        digests: sha256 of the files that it was trained with, by name; {} likewise.
         config: the contents of adapter_config.json.
         tensors: shape of each tensor in adapter_model.safetensors, by name.
     """
@@ -79,6 +80,7 @@ class Adapter:
     alpha: float
     targets: tuple[str, ...]
     request: Mapping[str, Any]
+    digests: Mapping[str, Any]
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, ...]]
 
@@ -194,16 +196,17 @@ def read_adapter(path: Path) -> Adapter:
         raise ModelError(f"--adapter {path} holds pickled weights, which can run code and are never opened: save the "
                          "adapter as safetensors")
     tensors = tensor_shapes(path / "adapter_model.safetensors")
-    request = _saved_request(path / "llama2tut.yaml")
+    request, digests = _saved_run(path / "llama2tut.yaml")
     return Adapter(path, str(request.get("model") or base), r, alpha,
-                   (targets,) if isinstance(targets, str) else tuple(targets), request, config, tensors)
+                   (targets,) if isinstance(targets, str) else tuple(targets), request, digests, config, tensors)
 
 
-def _saved_request(path: Path) -> dict[str, Any]:
-    """What `finetune` was asked, as an adapter's llama2tut.yaml has it; {} where there is no such file."""
+def _saved_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `finetune` was asked, and the digests of its files, from llama2tut.yaml; {} where there is no such file."""
     if not path.is_file():
-        return {}
-    file = read_yaml(path).section("request")
+        return {}, {}
+    whole = read_yaml(path)
+    file = whole.section("request")
     hints, faults = get_type_hints(FinetuneRequest), []
     if not file.values:
         raise ModelError(f"{path} has no `request:` mapping: remove the file to use the adapter without it")
@@ -216,7 +219,7 @@ def _saved_request(path: Path) -> dict[str, Any]:
                           "adapter without it")
     if faults:
         raise ModelError(*faults)
-    return file.values
+    return file.values, whole.section("digests").values
 
 
 def check_fit(adapter: Adapter, checkpoint: Checkpoint) -> None:

@@ -1,13 +1,10 @@
 """A request -> a run with nothing left open, and what `--dry-run` says about it."""
 
 import dataclasses
-import hashlib
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from llama2tut.building import is_python
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
@@ -17,6 +14,7 @@ from llama2tut.models import Checkpoint, gpu_present
 from llama2tut.requests import FinetuneRequest, Precision
 from llama2tut.runs import RunConfig, package_versions
 from llama2tut.sources import Rows, describe
+from llama2tut.task_files import task_digest
 from llama2tut.tasks import Task
 
 # What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
@@ -67,13 +65,6 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
                  f"checkpointing {'on' if config.checkpointing else 'off'}, Liger kernels {'on' if liger else 'off'}, "
                  f"decoder {decoder}")
     return config
-
-
-def task_digest(task: str) -> dict[str, str]:
-    """The file of a task of one's own and its sha256; nothing for a built-in task."""
-    path = Path(task.partition(":")[0] if is_python(task) else task)
-    own = path.suffix in (".py", ".yaml", ".yml") and path.is_file()
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()} if own else {}
 
 
 def has_bf16() -> bool:

@@ -31,7 +31,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
     """Write the picture, the card, and last training.json, whose presence says that the run is finished."""
     metrics = read_metrics(config.output_dir)
-    summary = _summary(config, run)
+    summary = _summary(config, run, [entry["loss"] for entry in metrics if "loss" in entry])
     with writing(config.output_dir):
         plot_losses(metrics, config.output_dir / "loss.png")
         write_whole(config.output_dir / "README.md", model_card(config, summary))
@@ -41,10 +41,10 @@ def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
                  + (" (early stop)" if summary["stopped_early"] else ""))
 
 
-def _summary(config: RunConfig, run: TrainingRun) -> dict[str, Any]:
+def _summary(config: RunConfig, run: TrainingRun, losses: list[float]) -> dict[str, Any]:
     return {
         "finished": True, "steps": run.at.step, "seconds": round(run.at.elapsed, 1), "tokens": run.tokens,
-        "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1), "final_loss": run.last_loss,
+        "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1), "final_loss": losses[-1] if losses else None,
         "validation_loss": run.last_validation_loss, "best_validation_loss": run.at.best_loss,
         "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
         "device": config.device, "peak_memory_gib": round(run.peak_gib, 2) if run.peak_gib else None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -107,6 +108,15 @@ def write_whole(path: Path, text: str) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append one JSON object in one write, so that a killed process leaves no half line."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+    finally:
+        os.close(handle)
 
 
 def package_versions() -> dict[str, str]:

@@ -152,6 +152,7 @@ def publish(output_dir: Path, part: Any) -> None:
             part.save_pretrained(beside)
             for file in sorted(beside.iterdir(), key=lambda file: file.suffix == ".safetensors"):
                 if file.name != "README.md":
+                    file.chmod(beside.stat().st_mode & 0o666)  # safetensors are written for the user's eyes only
                     os.replace(file, output_dir / file.name)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

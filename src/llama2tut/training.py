@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
 from llama2tut.packing import collate
-from llama2tut.runs import METRICS_NAME, RunConfig
+from llama2tut.runs import METRICS_NAME, RunConfig, append_line
 from llama2tut.saving import Position, publish, read_position, save_checkpoint, writing
 from llama2tut.schedule import Schedule, plan
 
@@ -53,12 +51,13 @@ class TrainingRun:
         self.validation: list[dict[str, Any]] = []
         self.model: Any = None
         self.stopped_early = False
-        self.first_loss = self.last_loss = self.last_validation_loss = math.nan
+        self.first_loss = self.last_validation_loss = math.nan
         self.tokens, self.seconds = 0, 0.0  # of this process; `at.elapsed` counts the resumed run's too
         self._restore: dict[str, Any] = {}
         self._step = _Step()
         self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
         self._signal: int | None = None
+        self._evaluated_at: int | None = None
         self._saved_at, self._peak = time.monotonic(), 0.0
         self._resumed_micro, self._resumed_step = self.at.micro, self.at.step
 
@@ -103,9 +102,12 @@ class TrainingRun:
         return self.validation
 
     def evaluate(self, model: Any, loader: Any) -> float:
-        """Upstream's evaluation after the last epoch: the loss that was taken after the last step."""
-        if math.isnan(self.last_validation_loss) and self.at.step != self.at.best_step:
-            self.last_validation_loss = token_weighted_loss(model, self.validation)
+        """Upstream's evaluation after the last epoch: the loss that was taken after the last step.
+
+        It is taken now where fp16's loss scaling has skipped that step.
+        """
+        if self._evaluated_at != self._current_step:
+            self._evaluate(self._current_step)
         return self.last_validation_loss
 
     @contextlib.contextmanager
@@ -215,18 +217,12 @@ class TrainingRun:
                        pad_id=0)
 
     def _record(self, entry: dict[str, Any]) -> None:
-        """Append one object to metrics.jsonl in one write, so that a killed process leaves no half line."""
         path = self.config.output_dir / METRICS_NAME
         with writing(path):
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, (json.dumps(entry) + "\n").encode())
-            finally:
-                os.close(handle)
+            append_line(path, entry)
 
     def _watch(self, step: int, loss: float) -> None:
         """Say while it happens that training does not go well."""
-        self.last_loss = loss
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss} at step {step}; earlier checkpoints are intact: "
                                 "train again with a lower --lr")
@@ -237,6 +233,7 @@ class TrainingRun:
                               "tenth of the run; the learning rate may be too low, or the labels wrong")
 
     def _evaluate(self, step: int) -> None:
+        self._evaluated_at = step
         loss = self.last_validation_loss = token_weighted_loss(self.model, self.validation)
         extra = self.score(self.model) if self.score else {}
         self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
@@ -254,14 +251,15 @@ class TrainingRun:
             self.console.note(f"stopping early: no better validation loss since step {self.at.best_step:,}")
 
     def _save_if_due(self, optimizer: Any) -> None:
+        if self.at.step == self._plan.steps or self.stopped_early:
+            return  # the adapter is published now; and upstream divides by zero where nothing is left to train
         every = self.config.request.save_steps
-        done = self.at.step == self._plan.steps or self.stopped_early
         due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
-        if self._signal is None and not due and not (done and every):
+        if self._signal is None and not due:
             return
         save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
         self._saved_at = time.monotonic()
-        if self._signal is not None and not done:
+        if self._signal is not None:
             raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self._plan.steps:,}; go on with: "
                                             f"{self.config.resume_command}")
 

@@ -144,7 +144,7 @@ ROWS = (
         given=(no_gpu, *READY, small_files(5_000)), says=("outputs/arithmetic could not be written (File too large)",)),
     Row(what="a disk that is full when a checkpoint is saved", changes=OUTPUT,
         given=(no_gpu, *READY, small_files(60_000)),
-        argv=f"{SHORT} --lora-r 2 --save-steps 1",
+        argv=f"{TRAIN} --max-steps 2 --lora-r 2 --save-steps 1",
         says=("outputs/arithmetic/checkpoints/step-1 could not be written",)),
     Row(what="a disk that is full when answers are kept",
         argv="infer --model toy --prompt-file p.jsonl --output a.jsonl",

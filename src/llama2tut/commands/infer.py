@@ -1,7 +1,6 @@
 """`llama2tut infer`: answers of the base or the tuned model to a prompt, a file of prompts, or a task's rows."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.requests import InferRequest
+from llama2tut.runs import append_line
 from llama2tut.saving import writing
 
 
@@ -116,14 +116,10 @@ def _append(path: Path, records: Iterator[dict[str, Any]], total: int, done: int
     """Append whole lines, so that what was answered stays answered whenever the run ends."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        for number, record in enumerate(records, done + 1):
-            with writing(path):
-                os.write(handle, (json.dumps(record, ensure_ascii=False) + "\n").encode())
-            console.progress(f"{number:,}/{total:,} rows", last=number == total)
-    finally:
-        os.close(handle)
+    for number, record in enumerate(records, done + 1):
+        with writing(path):
+            append_line(path, record)
+        console.progress(f"{number:,}/{total:,} rows", last=number == total)
 
 
 def _rows_done(path: Path, setting: Setting) -> int:

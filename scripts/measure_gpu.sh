@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Every figure that docs/performance.md and the READMEs take from a GPU.
+#
+#     scripts/measure_gpu.sh                       all parts, about half an hour on an H100
+#     scripts/measure_gpu.sh doctor arithmetic     some of them
+#
+# Each part leaves its output in outputs/gpu/PART.log. PYTHON names the interpreter, FOLDER keeps the random 7B weights
+# (13 GB) between calls.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python} weights=${FOLDER:-outputs/gpu/weights}
+export HF_HUB_OFFLINE=1
+mkdir -p outputs/gpu
+llama2tut() { "$python" -m llama2tut "$@"; }
+
+# The set-up as llama2tut sees it.
+doctor() { llama2tut doctor; }
+
+# SmolLM2 on all 9,500 arithmetic rows, one and two epochs, and its exact match on 500 held-out rows.
+arithmetic() {
+    [[ -e data/arithmetic/arithmetic_test.csv ]] || llama2tut gen-arithmetic
+    for epochs in 1 2; do
+        llama2tut finetune --task arithmetic --model smollm2-135m --quantization none --lr 2e-3 --schedule linear \
+            --context-length 512 --epochs $epochs --output-dir outputs/gpu/arithmetic-$epochs --force
+        llama2tut compare --adapter outputs/gpu/arithmetic-$epochs --show 0
+    done
+}
+
+# SmolLM2 on the sample dialogues, with more steps than a CPU has the patience for.
+dialogues() {
+    llama2tut finetune --task samsum --data dialogues --model smollm2-135m --quantization none --lr 1e-3 \
+        --context-length 1024 --epochs 20 --output-dir outputs/gpu/dialogues --force
+    llama2tut compare --adapter outputs/gpu/dialogues --show 3
+}
+
+# The fast path's loss beside the plain one's over 200 steps, and a resumed run's beside an uninterrupted one's.
+losses() {
+    local flags=(--task arithmetic --model smollm2-135m --lr 1e-3 --context-length 512 --epochs 2 --max-steps 200)
+    "$python" scripts/bench_loss.py "${flags[@]}" --picture outputs/gpu/loss-paths.png
+    flags+=(--quantization none --output-dir outputs/gpu/resumed --save-steps 100)
+    llama2tut finetune "${flags[@]}" --force && cp outputs/gpu/resumed/metrics.jsonl outputs/gpu/whole.jsonl
+    rm -r outputs/gpu/resumed/checkpoints/step-200 outputs/gpu/resumed/training.json
+    llama2tut finetune "${flags[@]}" --resume
+    "$python" - <<'PYTHON'
+import json
+whole, resumed = ({entry["step"]: entry["loss"] for entry in map(json.loads, open(f"outputs/gpu/{name}"))
+                   if "loss" in entry and entry["step"] > 100} for name in ("whole.jsonl", "resumed/metrics.jsonl"))
+apart = [abs(resumed[step] - whole[step]) for step in whole]
+print(f"resumed after step 100: losses are {sum(apart) / len(apart):.5f} apart on average, {max(apart):.5f} at most")
+PYTHON
+}
+
+# What hooks, metrics and checkpoints cost of a 7B step.
+hooks() {
+    "$python" scripts/bench_train.py --size 7b --steps 40 --contenders "" --folder "$weights"
+    "$python" scripts/bench_hooks.py --task "$weights/rows.py" --model "$weights" --config samsum-24gb --max-steps 40 \
+        --save-steps 20
+}
+
+# Training speed and memory of stock llama-recipes, llama2tut and TRL, with what a 24 GB card has left.
+training() { "$python" scripts/bench_train.py --size 7b --steps 10 --warmup 4 --cap-gib 22.5 --folder "$weights"; }
+
+# Answering speed at the 7B shape, without and with the cap.
+answers() {
+    local rows=(--adapter outputs/gpu/random --task samsum --data dialogues --split train --rows 64 --sample 4)
+    [[ -e $weights/config.json ]] || "$python" scripts/bench_train.py --size 7b --contenders "" --folder "$weights"
+    llama2tut finetune --task samsum --data dialogues --model "$weights" --limit 8 --eval-limit 2 --max-steps 1 \
+        --no-compile --output-dir outputs/gpu/random --force
+    "$python" scripts/bench_generate.py "${rows[@]}"
+    "$python" scripts/bench_generate.py "${rows[@]}" --cap-gib 22.5
+}
+
+for part in "${@:-doctor arithmetic dialogues losses training hooks answers}"; do
+    for name in $part; do
+        began=$SECONDS
+        "$name" 2>&1 | tee "outputs/gpu/$name.log"
+        echo "$name: $((SECONDS - began)) s"
+    done
+done
