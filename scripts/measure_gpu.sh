@@ -39,7 +39,7 @@ losses() {
     "$python" scripts/bench_loss.py "${flags[@]}" --picture outputs/gpu/loss-paths.png
     flags+=(--quantization none --output-dir outputs/gpu/resumed --save-steps 100)
     llama2tut finetune "${flags[@]}" --force && cp outputs/gpu/resumed/metrics.jsonl outputs/gpu/whole.jsonl
-    rm -r outputs/gpu/resumed/checkpoints/step-200 outputs/gpu/resumed/training.json
+    rm outputs/gpu/resumed/training.json  # as if it had been killed at its end: it goes on after step 100
     llama2tut finetune "${flags[@]}" --resume
     "$python" - <<'PYTHON'
 import json
@@ -70,10 +70,14 @@ answers() {
     "$python" scripts/bench_generate.py "${rows[@]}" --cap-gib 22.5
 }
 
-for part in "${@:-doctor arithmetic dialogues losses training hooks answers}"; do
-    for name in $part; do
-        began=$SECONDS
-        "$name" 2>&1 | tee "outputs/gpu/$name.log"
-        echo "$name: $((SECONDS - began)) s"
-    done
+(($#)) || set -- doctor arithmetic dialogues losses training hooks answers
+failed=()
+for part; do
+    began=$SECONDS
+    "$part" 2>&1 | tee "outputs/gpu/$part.log" || failed+=("$part")
+    echo "$part: $((SECONDS - began)) s"
 done
+if ((${#failed[@]})); then
+    echo "error: failed: ${failed[*]}; see outputs/gpu/PART.log" >&2
+    exit 1
+fi

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.building import build_request, default_output_dir, is_python, recipe_path
+from llama2tut.building import build_request, default_output_dir, recipe_path
 from llama2tut.errors import UsageError
 from llama2tut.requests import CompareRequest, GenArithmeticRequest
 
@@ -155,12 +155,6 @@ def test_flags_that_exclude_each_other(flags, fault):
 
 @pytest.mark.parametrize(("task", "folder"), [
     ("samsum", "outputs/samsum"), ("a/b/titles.yaml", "outputs/titles"), ("own.py:rows", "outputs/own"),
-    ("../x.yml", "outputs/x")])
+    ("../x.yml", "outputs/x"), ("a:b.yaml", "outputs/a:b")])
 def test_the_output_folder_is_named_after_the_task(task, folder):
     assert default_output_dir(task) == Path(folder)
-
-
-@pytest.mark.parametrize(("task", "python"), [("own.py", True), ("own.py:f", True), ("samsum", False),
-                                              ("a.yaml", False)])
-def test_a_task_is_python_by_its_name(task, python):
-    assert is_python(task) is python

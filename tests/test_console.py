@@ -106,13 +106,18 @@ def test_a_reader_that_has_gone_is_told_to_the_caller():
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(), OSError(5, "I/O error")])
 def test_a_lost_stderr_stops_nothing(error):
-    console = Console(io.StringIO(), Broken(error))
+    out = io.StringIO()
+    console = Console(out, Broken(error))
     console.note("x")
     console.progress("y", last=True)
+    console.write("the result\n")
+    assert out.getvalue() == "the result\n"
 
 
 def test_a_closed_stderr_stops_nothing():
-    err = io.StringIO()
-    console = Console(io.StringIO(), err)
+    out, err = io.StringIO(), io.StringIO()
+    console = Console(out, err)
     err.close()
     console.note("x")
+    console.write("the result\n")
+    assert out.getvalue() == "the result\n"

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from llama2tut.training import TrainingRun
@@ -123,6 +124,25 @@ def test_a_run_that_was_killed_after_its_last_step_is_finished_by_resuming(finet
     for key in ("steps", "final_loss", "validation_loss", "best_validation_loss", "best_step"):
         assert after[key] == before[key]
     assert weights(tmp_path / "run") == trained
+
+
+def test_a_last_step_that_loss_scaling_skips_is_evaluated_all_the_same(finetune, tmp_path, monkeypatch):
+    """fp16's scaler leaves out a step whose gradients overflow: the optimizer is not called, and no hook runs."""
+    optimizer = torch.optim.AdamW
+    optimizer([torch.zeros(1, requires_grad=True)])  # PyTorch puts its hooks around `step` with the first instance
+    step, calls = optimizer.step, []
+
+    def skip_the_tenth(self, *args, **kwargs):
+        calls.append(self)
+        return None if len(calls) == 10 else step(self, *args, **kwargs)
+
+    skip_the_tenth.hooked = True
+    monkeypatch.setattr(optimizer, "step", skip_the_tenth)
+    outcome = finetune()
+    assert outcome.code == 0, outcome.err
+    assert [entry["step"] for entry in metrics(tmp_path / "run") if "loss" in entry] == list(range(1, 10))
+    assert [entry["step"] for entry in metrics(tmp_path / "run") if "eval_loss" in entry] == [10]
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["best_step"] == 10
 
 
 def test_resume_takes_unset_flags_from_the_saved_run(run_cli, finetune, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """Tasks from YAML: what a file means, and every fault of it with its line."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from llama2tut.errors import UsageError
-from llama2tut.task_files import check_python, load_task
+from llama2tut.task_files import check_python, is_python, load_task, task_digest
 from llama2tut.tasks import BUILT_IN, SAMSUM, Task
 
 WHOLE = """\
@@ -131,3 +132,17 @@ def test_a_name_is_enough_and_nothing_of_the_file_runs(tmp_path, monkeypatch, te
     Path("own.py").write_text(text)
     check_python("own.py:mine")
     assert not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize(("task", "python"), [("own.py", True), ("own.py:f", True), ("samsum", False),
+                                              ("a.yaml", False)])
+def test_a_task_is_python_by_its_name(task, python):
+    assert is_python(task) is python
+
+
+@pytest.mark.parametrize(("task", "file"), [("own.py:f", "own.py"), ("a:b.yaml", "a:b.yaml")])
+def test_the_digest_of_a_task_is_that_of_its_file(task, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(file).write_bytes(b"abc")
+    assert task_digest(task) == {file: hashlib.sha256(b"abc").hexdigest()}
+    assert task_digest("samsum") == {}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.building import is_python
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults, UsageError
 from llama2tut.models import (
@@ -16,11 +15,11 @@ from llama2tut.models import (
     check_fit,
     gpu_present,
     read_adapter,
-    resolve,
+    resolve_last,
 )
 from llama2tut.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.sources import load_rows
-from llama2tut.task_files import load_task, task_digest
+from llama2tut.task_files import is_python, load_task, task_digest
 from llama2tut.tasks import Task
 
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
@@ -101,8 +100,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         notes += found.notes if found else ()
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
-    # The demo model is converted on first use, which takes seconds: not for a request that is refused anyway.
-    checkpoint = None if faults and base == DEFAULT_CPU else faults.attempt(resolve, base)
+    checkpoint = resolve_last(base, faults)
     faults.refuse()
     assert checkpoint is not None
     trained = tuple(adapter for adapter in read if adapter)

@@ -10,7 +10,7 @@ from llama2tut.errors import UsageError, UserError
 from llama2tut.models import gpu_present
 from llama2tut.requests import COMMANDS, FinetuneRequest, Request
 from llama2tut.resources import shipped
-from llama2tut.task_files import check_python, load_task
+from llama2tut.task_files import check_python, is_python, load_task, task_path
 from llama2tut.tasks import SAMSUM
 from llama2tut.upstream import setting_faults
 from llama2tut.yaml_files import YamlFile, read_yaml
@@ -156,14 +156,9 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
     return values
 
 
-def is_python(task: str) -> bool:
-    """Whether a task is a Python file with a function that llama-recipes loads by path."""
-    return task.partition(":")[0].endswith(".py")
-
-
 def default_output_dir(task: str) -> Path:
     """`outputs/TASK`; for a file, its name without the ending."""
-    name = Path(task.partition(":")[0])
+    name = task_path(task)
     return Path("outputs") / (name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama2tut.building import is_python
 from llama2tut.console import Console
 from llama2tut.errors import DataError
 from llama2tut.examples import Example, Examples, as_examples
@@ -22,7 +21,7 @@ from llama2tut.readers import numbered
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import read_run
 from llama2tut.sources import SPLITS, load_rows
-from llama2tut.task_files import check_python, load_task
+from llama2tut.task_files import check_python, is_python, load_task
 from llama2tut.tasks import ARITHMETIC, SAMSUM, Task
 from llama2tut.tokenize import encode_rows
 

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from llama2tut.checkpoints import check_folder, linear_shapes, llama_config, read_json, tensor_shapes
 from llama2tut.coercion import coerce
-from llama2tut.errors import ModelError
+from llama2tut.errors import Faults, ModelError
 from llama2tut.loading import loading
 from llama2tut.readers import reason
 from llama2tut.requests import FinetuneRequest
@@ -111,6 +111,12 @@ def resolve(name: str) -> Checkpoint:
     close = difflib.get_close_matches(name.lower(), [ALIAS])
     hint = f"did you mean {ALIAS}?" if close else f"give a folder, a hub id such as {DEFAULT_GPU}, or {ALIAS}"
     raise ModelError(f"--model {name}: there is no such folder or model: {hint}")
+
+
+def resolve_last(name: str, faults: Faults) -> Checkpoint | None:
+    """`resolve`, its faults gathered. The demo model is left alone by a request that is refused anyway: its first use
+    converts it, which takes seconds."""
+    return None if faults and name == ALIAS else faults.attempt(resolve, name)
 
 
 def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:

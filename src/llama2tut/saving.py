@@ -137,6 +137,12 @@ def refuse_changed(config: RunConfig) -> None:
         raise UsageError(*(f"--resume: {fault}; put it back, or start anew with --force" for fault in faults))
 
 
+def open_to_readers(folder: Path) -> None:
+    """Let who may read a folder read its files: safetensors are written for the user's eyes only."""
+    for file in folder.iterdir():
+        file.chmod(folder.stat().st_mode & 0o666)
+
+
 def publish(output_dir: Path, part: Any) -> None:
     """Put an adapter or a tokenizer, as it is now, at the top of the output folder; weights move in last.
 
@@ -150,9 +156,9 @@ def publish(output_dir: Path, part: Any) -> None:
         beside.mkdir(parents=True)
         try:
             part.save_pretrained(beside)
+            open_to_readers(beside)
             for file in sorted(beside.iterdir(), key=lambda file: file.suffix == ".safetensors"):
                 if file.name != "README.md":
-                    file.chmod(beside.stat().st_mode & 0o666)  # safetensors are written for the user's eyes only
                     os.replace(file, output_dir / file.name)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

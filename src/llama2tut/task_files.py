@@ -43,10 +43,19 @@ def load_task(name: str) -> Task:
     return _task(read_yaml(Path(name)))
 
 
+def is_python(task: str) -> bool:
+    """Whether a task is a Python file with a function that llama-recipes loads by path."""
+    return task.partition(":")[0].endswith(".py")
+
+
+def task_path(task: str) -> Path:
+    """The file of a task of one's own, without the function that may stand behind a Python one."""
+    return Path(task.partition(":")[0] if is_python(task) else task)
+
+
 def task_digest(name: str) -> dict[str, str]:
     """The file of a task of one's own and its sha256; nothing for a built-in task."""
-    path = Path(name.partition(":")[0])
-    return {} if name in BUILT_IN else {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {} if name in BUILT_IN else {str(task_path(name)): hashlib.sha256(task_path(name).read_bytes()).hexdigest()}
 
 
 def check_python(task: str) -> None:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.building import default_output_dir, is_python
+from llama2tut.building import default_output_dir
 from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
-from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve
+from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve_last
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
 from llama2tut.saving import newest_checkpoint, publish, refuse_changed, writing
 from llama2tut.sources import Rows, load_rows
-from llama2tut.task_files import load_task
+from llama2tut.task_files import is_python, load_task
 from llama2tut.tasks import Task
 
 
@@ -53,8 +53,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     rows = None
     if task and request.data:
         rows = faults.attempt(load_rows, task, request.data, seed=request.seed, splits=("train", "validation"))
-    # The demo model is converted on first use, which takes seconds: not for a run that is refused anyway.
-    checkpoint = None if faults and model == DEFAULT_CPU else faults.attempt(resolve, model)
+    checkpoint = resolve_last(model, faults)
     faults.refuse()
     assert checkpoint is not None
     if finished:

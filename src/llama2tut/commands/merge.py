@@ -17,6 +17,7 @@ from llama2tut.errors import MachineError, UsageError
 from llama2tut.loading import load_tokenizer, loading
 from llama2tut.models import Checkpoint, check_fit, gpu_present, read_adapter, resolve
 from llama2tut.requests import MergeRequest
+from llama2tut.saving import open_to_readers
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json", "chat_template.jinja")
@@ -54,8 +55,7 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _merged(checkpoint, adapter.path, precision).save_pretrained(beside)
         _make_readable_elsewhere(beside, checkpoint.path)
-        for file in beside.iterdir():  # safetensors are written for the user's eyes only
-            file.chmod((beside / "config.json").stat().st_mode)
+        open_to_readers(beside)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(beside, folder)
