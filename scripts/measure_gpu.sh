@@ -26,6 +26,16 @@ arithmetic() {
     done
 }
 
+# The other two ways to hold and compute the weights: int8, and fp16 with loss scaling for cards without bf16.
+precisions() {
+    for flags in "--quantization 8bit" "--quantization 4bit --precision fp16"; do
+        # shellcheck disable=SC2086  # several words
+        llama2tut finetune --task arithmetic --model smollm2-135m --lr 1e-3 --context-length 512 --limit 1900 $flags \
+            --output-dir outputs/gpu/precision --force
+        llama2tut compare --adapter outputs/gpu/precision --show 0
+    done
+}
+
 # SmolLM2 on the sample dialogues, with more steps than a CPU has the patience for.
 dialogues() {
     llama2tut finetune --task samsum --data dialogues --model smollm2-135m --quantization none --lr 1e-3 \
@@ -70,7 +80,7 @@ answers() {
     "$python" scripts/bench_generate.py "${rows[@]}" --cap-gib 22.5
 }
 
-(($#)) || set -- doctor arithmetic dialogues losses training hooks answers
+(($#)) || set -- doctor arithmetic precisions dialogues losses training hooks answers
 failed=()
 for part; do
     began=$SECONDS
