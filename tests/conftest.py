@@ -9,6 +9,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The program sets this before it loads the libraries; here they are loaded already when a command line is run.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 @pytest.fixture(autouse=True)
