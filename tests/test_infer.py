@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -122,3 +124,12 @@ def test_no_prompt_at_all(infer, monkeypatch):
     outcome = infer()
     assert outcome.code == 2
     assert "--prompt TEXT" in outcome.err
+
+
+def test_a_log_holds_no_progress_bars(toy_model_dir, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "llama2tut", "infer", "--model", toy_model_dir, "--prompt", "one",
+                           "--max-new-tokens", "2"], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={name: value for name, value in os.environ.items()
+                               if name != "HF_HUB_DISABLE_PROGRESS_BARS"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

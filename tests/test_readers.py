@@ -146,7 +146,7 @@ def test_an_archive_may_not_unpack_without_bounds(monkeypatch):
     archive_bytes({"train.json": b"[]"})[:60],
     archive_bytes({"train.json": b"[]"}, password="secret", header_encryption=True),
     archive_bytes({"train.json": b"[]"}, password="secret"),
-])
+], ids=["no archive", "cut short", "encrypted names", "encrypted"])  # an archive's bytes hold the time of day
 def test_a_damaged_or_encrypted_archive_is_refused(data):
     with pytest.raises(DataError, match=r"corpus\.7z: not a readable 7z archive \(.+\); download it again"):
         unpack("corpus.7z", data)
