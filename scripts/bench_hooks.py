@@ -20,7 +20,8 @@ from llama2tut import saving, training
 from llama2tut.cli import main as cli
 from llama2tut.training import TrainingRun
 
-spent: dict[str, float] = defaultdict(float)
+spent: dict[str, float] = defaultdict(float)  # seconds
+calls: dict[str, int] = defaultdict(int)
 
 
 @contextlib.contextmanager
@@ -31,6 +32,7 @@ def timed(name: str) -> Iterator[None]:
         yield
     finally:
         spent[name] += time.perf_counter() - began
+        calls[name] += 1
 
 
 def wrap(owner: Any, name: str, label: str) -> None:
@@ -93,6 +95,11 @@ def main() -> None:
         seconds for label, seconds in spent.items() if label.startswith(("before", "after a forward")))
     for label, seconds in sorted(spent.items()):
         print(f"{label:<24}{seconds:>9.3f} s{100 * seconds / whole:>8.2f} %")
+    if spent["checkpoints"]:
+        each = spent["checkpoints"] / calls["checkpoints"]
+        usual = (hooks - spent["checkpoints"]) / whole + each / training._SAVE_EVERY
+        print(f"{'without --save-steps':<24}{'':>11}{100 * usual:>8.2f} % (a checkpoint takes {each:.2f} s, and is due "
+              f"every {training._SAVE_EVERY} s)")
     print(f"{'all hooks':<24}{hooks:>9.3f} s{100 * hooks / whole:>8.2f} % of {whole:.1f} s of training "
           f"(checkpoints included: {saving.KEPT} kept)")
 

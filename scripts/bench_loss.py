@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Whether the fast path learns what the plain one does: two runs on the same rows in the same order, losses compared.
+"""Whether the fast path learns what the plain one does: runs on the same rows in the same order, losses compared.
 
     python scripts/bench_loss.py --task arithmetic --config arithmetic-24gb --model smollm2-135m --max-steps 200
 
-Takes the flags of `llama2tut finetune`, and --picture FILE.png. `fast` is that run. `plain` is the same in bf16 without
-a quantised base, Liger's kernels, autocast, compiling and recording: what PEFT does by itself. Prints the mean loss of
-each tenth of the run and how far the two are apart.
+Takes the flags of `llama2tut finetune`, and --picture FILE.png. `plain` is that run without a quantised base, Liger's
+kernels, autocast, compiling and recording: what PEFT does by itself. `fast` has all of these but the quantised base,
+and `4bit` has that, too. The runs go side by side. Prints the mean loss of each tenth of the run and how far each is
+from the plain one.
 """
 
 import argparse
@@ -29,48 +30,62 @@ sys.exit(main(sys.argv[1:]))
 
 
 def main() -> None:
-    """Train twice, print the table, and draw it if asked to."""
+    """Train every way, print the table, and draw it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path)
     options, flags = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        fast = losses(["-m", "llama2tut", "finetune", *flags], Path(folder, "fast"))
-        plain = losses(["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"],
-                       Path(folder, "plain"))
-    tenth = max(1, len(fast) // 10)
-    print(f"{'steps':<12}{'fast':>10}{'plain':>10}{'apart':>10}")
-    for first in range(0, len(fast), tenth):
-        ours, theirs = (statistics.fmean(values[first:first + tenth]) for values in (fast, plain))
-        print(f"{f'{first + 1}-{min(first + tenth, len(fast))}':<12}{ours:>10.4f}{theirs:>10.4f}{ours - theirs:>10.4f}")
-    apart = [ours - theirs for ours, theirs in zip(fast, plain, strict=True)]
-    spread = statistics.pstdev(after - before for before, after in itertools.pairwise(plain))
-    print(f"a step's losses are {statistics.fmean(map(abs, apart)):.4f} apart on average ({max(map(abs, apart)):.4f} "
-          f"at most); from one step to the next the plain loss changes by {spread:.4f}")
+    module = ["-m", "llama2tut", "finetune", *flags]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        losses = train({
+            "plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"],
+            "fast": [*module, "--quantization", "none"], "4bit": [*module, "--quantization", "4bit"]}, folder)
+    steps = len(losses["plain"])
+    tenth = max(1, steps // 10)
+    print(f"{'steps':<12}" + "".join(f"{name:>10}" for name in losses))
+    for first in range(0, steps, tenth):
+        means = [statistics.fmean(values[first:first + tenth]) for values in losses.values()]
+        print(f"{f'{first + 1}-{min(first + tenth, steps)}':<12}" + "".join(f"{mean:>10.4f}" for mean in means))
+    for name in ("fast", "4bit"):
+        apart = difference(losses, name)
+        print(f"{name}: a step's loss is {statistics.fmean(map(abs, apart)):.4f} from the plain one on average "
+              f"({max(map(abs, apart)):.4f} at most), {statistics.fmean(apart):+.4f} with its sign")
+    spread = statistics.pstdev(after - before for before, after in itertools.pairwise(losses["plain"]))
+    print(f"from one step to the next the plain loss changes by {spread:.4f}")
     if options.picture:
-        draw(fast, plain, options.picture)
+        draw(losses, options.picture)
 
 
-def losses(command: list[str], folder: Path) -> list[float]:
-    """Each step's loss of one run in a process of its own."""
-    subprocess.run([sys.executable, *command, "--output-dir", str(folder)], check=True, stdout=subprocess.DEVNULL)
-    entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [entry["loss"] for entry in entries if "loss" in entry]
+def train(ways: dict[str, list[str]], folder: Path) -> dict[str, list[float]]:
+    """Each way's loss of every step; every way in a process of its own."""
+    runs = {name: subprocess.Popen([sys.executable, *command, "--output-dir", str(folder / name)],
+                                   stdout=subprocess.DEVNULL) for name, command in ways.items()}
+    if failed := [name for name, run in runs.items() if run.wait()]:
+        sys.exit(f"failed: {', '.join(failed)}")
+    entries = {name: map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines()) for name in ways}
+    return {name: [entry["loss"] for entry in found if "loss" in entry] for name, found in entries.items()}
 
 
-def draw(fast: list[float], plain: list[float], path: Path) -> None:
-    """Both curves, and below them what is between them on the same scale."""
+def difference(losses: dict[str, list[float]], name: str) -> list[float]:
+    """What a way's loss is above the plain one, step by step."""
+    return [ours - theirs for ours, theirs in zip(losses[name], losses["plain"], strict=True)]
+
+
+def draw(losses: dict[str, list[float]], path: Path) -> None:
+    """All curves, and below them what is between them and the plain one, on the same scale."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
-    steps = range(1, len(fast) + 1)
-    top.plot(steps, plain, color="#d9541e", linewidth=3, label="plain")
-    top.plot(steps, fast, color="#1f5fa8", linewidth=1.5, label="fast")
+    steps = range(1, len(losses["plain"]) + 1)
+    for name, color, width in (("plain", "#d9541e", 3.5), ("fast", "#1f5fa8", 1.5), ("4bit", "#555555", 1.0)):
+        top.plot(steps, losses[name], color=color, linewidth=width, label=name)
+        if name != "plain":
+            bottom.plot(steps, difference(losses, name), color=color, linewidth=width)
     top.set_ylabel("training loss", fontsize=14)
     top.legend(fontsize=13, frameon=False)
-    bottom.plot(steps, [ours - theirs for ours, theirs in zip(fast, plain, strict=True)], color="#555555")
-    bottom.set_ylabel("fast - plain", fontsize=12)
+    bottom.set_ylabel("less plain", fontsize=12)
     bottom.set_xlabel("step", fontsize=14)
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)

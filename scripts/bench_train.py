@@ -7,7 +7,8 @@
 
 Each contender runs in a process of its own on random weights of the named shape. Tokens are counted without padding;
 a step's time is the median over the steps after the warm-up; memory is PyTorch's peak reserved. With --cap-gib a
-contender may take no more memory than that. Prints a JSON line a contender, then one table.
+contender may take no more memory than that; one that needs more runs again without the cap, and is marked. Prints a
+JSON line a contender, then one table; what a contender said is in FOLDER/CONTENDER.log.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary; mean tokens of a row
@@ -65,7 +67,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         make_inputs(folder, options.size, options.steps)
         names = contenders(options.size) if options.contenders is None else options.contenders.split(",")
-        results = [run_process(name, folder, options) for name in names if name]
+        results = [result for name in names if name for result in run_process(name, folder, options)]
     print(table(results))
 
 
@@ -105,18 +107,23 @@ def make_inputs(folder: Path, size: str, steps: int) -> None:
                                                 longest=1200 if size == "7b" else 4 * mean, vocabulary=vocabulary))
 
 
-def run_process(name: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """One contender in a process of its own; what it prints besides its result goes to stderr."""
+def run_process(name: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """One contender in a process of its own, then once more without the cap if it does not fit."""
     command = [sys.executable, __file__, "--one", name, "--size", options.size, "--steps", str(options.steps),
                "--warmup", str(options.warmup), "--folder", str(folder)]
-    command += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    result: dict[str, object] = json.loads(found[-1][7:]) if found else {
-        "name": name, "error": (done.stderr.strip().splitlines() or ["no output"])[-1][:160]}
-    print(json.dumps(result), flush=True)
-    return result
+    for cap in [options.cap_gib, None] if options.cap_gib else [None]:
+        done = subprocess.run([*command, *(["--cap-gib", str(cap)] if cap else [])], capture_output=True, text=True,
+                              check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        (folder / f"{name}.log").write_text(done.stderr)  # what it prints besides its result
+        found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        label = f"{name}, no cap" if options.cap_gib and not cap else name
+        result: dict[str, object] = {**json.loads(found[-1][7:]), "name": label} if found else {
+            "name": label, "error": f"more than {cap} GiB" if cap and "OutOfMemoryError" in done.stderr else
+            (done.stderr.strip().splitlines() or ["no output"])[-1][:160]}
+        print(json.dumps(result), flush=True)
+        yield result
+        if not str(result.get("error")).startswith("more than"):
+            return
 
 
 def run_one(options: argparse.Namespace) -> dict[str, object]:
@@ -234,8 +241,8 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     ends, tokens = step_clock(), []
 
     def counted(model: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        tokens.append(int((kwargs["labels"] != -100).numel() if "attention_mask" not in kwargs
-                          else kwargs["attention_mask"].sum()))
+        mask = kwargs.get("attention_mask")  # none where rows are packed, which leaves no padding
+        tokens.append(kwargs["input_ids"].numel() if mask is None else int(mask.sum()))
 
     model.register_forward_pre_hook(counted, with_kwargs=True)
     trainer = SFTTrainer(
@@ -253,13 +260,13 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
 def table(results: list[dict[str, object]]) -> str:
     """One row a contender, and how many times the first one's speed it reached."""
     first = next((result["tokens_per_s"] for result in results if "tokens_per_s" in result), 1)
-    lines = [f"{'contender':<22}{'tokens/s':>10}{'ms/step':>10}{'peak GiB':>10}{'times the first':>17}"]
+    lines = [f"{'contender':<24}{'tokens/s':>10}{'ms/step':>10}{'peak GiB':>10}{'times the first':>17}"]
     for result in results:
         if "error" in result:
-            lines.append(f"{result['name']:<22}  {result['error']}")
+            lines.append(f"{result['name']:<24}  {result['error']}")
             continue
         ratio = float(result["tokens_per_s"]) / float(first)  # type: ignore[arg-type]
-        lines.append(f"{result['name']:<22}{result['tokens_per_s']:>10,}{result['step_ms']:>10,}"
+        lines.append(f"{result['name']:<24}{result['tokens_per_s']:>10,}{result['step_ms']:>10,}"
                      f"{result['peak_gib'] or '-':>10}{ratio:>17.2f}")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ QV = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8}
 # Peak reserved memory of whole runs through llama-recipes on one H100 (docs/performance.md).
 MEASURED = [
     (QV, 4096, False, 18.66), ({}, 4096, False, 19.90), (QV, 2048, False, 10.93), ({}, 2048, False, 12.21),
-    (QV, 4096, True, 7.47), ({}, 4096, True, 8.69),
+    (QV, 4096, True, 7.47), ({}, 4096, True, 8.69), (QV, 2048, True, 5.77),
 ]
 
 

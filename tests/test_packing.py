@@ -1,5 +1,6 @@
 """Packed rows and padded batches: nothing lost, little padding, and no example that sees another."""
 
+import copy
 import random
 from collections import Counter
 from functools import cache
@@ -188,8 +189,8 @@ def tiny_llama():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, attn_implementation="sdpa",
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, initializer_range=0.2, attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config).train()
 
@@ -198,8 +199,9 @@ def token_losses(model, batch, **more):
     """Every labelled token's loss, in the order of rows and tokens."""
     import torch
 
-    logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, **more).logits
-    labels = batch["labels"][:, 1:]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    labels = batch.pop("labels")[:, 1:]
+    logits = model(**batch, **more).logits.float()
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
     return losses[labels != -100]
 
@@ -247,6 +249,20 @@ def test_an_example_has_the_same_losses_in_a_packed_row_as_alone(model):
     reference.sum().backward()
     for found, parameter in zip(packed_gradients, model.parameters(), strict=True):
         assert torch.allclose(found, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_flex_attention_keeps_examples_apart_within_the_rounding_of_bf16():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    exact, model = alone(tiny_llama()).detach(), copy.deepcopy(tiny_llama()).to("cuda", torch.bfloat16)
+    rounding = (alone(model).cpu() - exact).abs()
+    model.set_attn_implementation("flex_attention")
+    packed = (token_losses(model, packed_batch(), use_cache=False).cpu() - exact).abs()
+    assert packed.max() < 2 * rounding.max()
+    assert packed.mean() < 1.5 * rounding.mean()
 
 
 @pytest.mark.parametrize("more", ["mask", "cache"])

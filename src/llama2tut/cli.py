@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import logging
 import os
 import traceback
 import warnings
@@ -21,6 +22,8 @@ from llama2tut.help import command_help, general_help
 from llama2tut.requests import COMMANDS, Request
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
+# Loggers whose warnings tell of what the libraries do among themselves: kernels for other vendors' chips, old names.
+_CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes")
 
 
 class Result(Protocol):
@@ -53,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
         if not console.live:  # the libraries' own bars redraw themselves, which only a terminal shows
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         # Libraries print where they like; only results may reach stdout. Their warnings are for those who develop.
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         with contextlib.redirect_stdout(console.err), warnings.catch_warnings(action="ignore"):
             result = run(request, console)
         console.write(result.text)

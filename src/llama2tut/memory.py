@@ -35,7 +35,7 @@ class Estimate:
 
 def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, *,
              checkpointing: bool) -> Estimate:
-    """The peak of a run with these settings."""
+    """The peak of a run with these settings; `request.compile` tells whether its decoder will indeed be compiled."""
     width, layers = checkpoint.config["hidden_size"], checkpoint.config["num_hidden_layers"]
     inner = checkpoint.config["intermediate_size"]
     bytes_each = 4 if precision == "fp32" else 2

@@ -35,23 +35,24 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
     check_loadable(checkpoint.path)  # while nothing has been written yet
     precision: Precision = request.precision or ("fp32" if device == "cpu" else "bf16" if has_bf16() else "fp16")
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
-    checkpointing = request.gradient_checkpointing == "on"
-    if device == "cuda":
-        room = gpu_room_gib()
-        if request.gradient_checkpointing == "auto":
-            checkpointing = not estimate(checkpoint, request, precision, quantization, checkpointing=False).fits(room)
-        needed = estimate(checkpoint, request, precision, quantization, checkpointing=checkpointing)
-        if not needed.fits(room) and not request.dry_run:
-            raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-                               + advice(checkpoint, request, precision, quantization, room))
     liger = device == "cuda" and liger_available()
     if device == "cuda" and not liger:
         console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
                      "pip install --no-deps liger-kernel==0.8.5")
     needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16": precision == "bf16",
+             "--quantization 4bit or none": quantization != "8bit",  # int8 products wait for the CPU
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
     recorded = request.compile and not lacking
+    checkpointing = request.gradient_checkpointing == "on"
+    if device == "cuda":
+        room, planned = gpu_room_gib(), dataclasses.replace(request, compile=recorded)
+        if request.gradient_checkpointing == "auto":
+            checkpointing = not estimate(checkpoint, planned, precision, quantization, checkpointing=False).fits(room)
+        needed = estimate(checkpoint, planned, precision, quantization, checkpointing=checkpointing)
+        if not needed.fits(room) and not request.dry_run:
+            raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
+                               + advice(checkpoint, planned, precision, quantization, room))
     digests = {**(rows.digests if rows else {}), **task_digest(request.task)}
     config = RunConfig(
         request=request, model_path=checkpoint.path, device=device, precision=precision, quantization=quantization,
@@ -107,7 +108,8 @@ def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: 
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
     # Packed rows are filled up; a padded batch is only as wide as its longest row.
     longest = max(len(example["input_ids"]) for examples in splits.values() for example in examples)
-    request = config.request if config.request.packing else dataclasses.replace(config.request, context_length=longest)
+    request = dataclasses.replace(config.request, compile=config.recorded, context_length=(
+        config.request.context_length if config.request.packing else longest))
     needed = estimate(checkpoint, request, config.precision, config.quantization, checkpointing=config.checkpointing)
     lines.append(_memory_line(config, needed))
     return visible("\n".join(lines)) + "\n"

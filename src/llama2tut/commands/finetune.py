@@ -100,8 +100,9 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
         try:
             run = train(config, console, resume_from, score)
         except torch.OutOfMemoryError:
+            planned = dataclasses.replace(config.request, compile=config.recorded)
             raise MachineError("the GPU ran out of memory; checkpoints are intact: " + advice(
-                checkpoint, config.request, config.precision, config.quantization, gpu_room_gib())) from None
+                checkpoint, planned, config.precision, config.quantization, gpu_room_gib())) from None
         write_report(config, run, console)
     return FinetuneResult(_next_steps(config.request))
 
