@@ -7,7 +7,8 @@
 `tutorial` starts a process for each of base and tuned and answers one prompt at a time; `plain` does the same in
 batches of 16 in the order of the rows; `ours` is one `llama2tut compare`'s work: both columns from one load. Greedy
 throughout. A split of fewer rows is repeated. --sample N answers only N batches the slow ways and scales the rest up,
-and says so. A rate leaves out loading and a process's first two answers, which load kernels, too; the seconds do not.
+and says so. A rate leaves out loading and a first batch of four tokens an answer, which builds and loads kernels; the
+seconds do not.
 """
 
 import argparse
@@ -85,7 +86,8 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
                          precision=setting.precision, device=setting.device)
         ids = list(itertools.islice(itertools.cycle(prompt_ids(setting, generator.tokenizer, Console())), options.rows))
         sampling = Sampling(max_new_tokens=setting.max_new_tokens)
-        for rows, limit in ((ids[:2], Sampling(max_new_tokens=4)), (ids, sampling)):  # the first to warm up
+        first = ids[:BATCH.get(way, len(ids))]
+        for rows, limit in ((first, Sampling(max_new_tokens=4)), (ids, sampling)):
             began = time.perf_counter()
             if way == "ours":
                 tokens = sum(generator.answers(rows, adapter=adapter, sampling=limit).new_tokens

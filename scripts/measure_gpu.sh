@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that docs/performance.md and the READMEs take from a GPU.
 #
-#     scripts/measure_gpu.sh                       all parts, about half an hour on an H100
+#     scripts/measure_gpu.sh                       all parts, about three quarters of an hour on an H100
 #     scripts/measure_gpu.sh doctor arithmetic     some of them
 #
 # Each part leaves its output in outputs/gpu/PART.log. PYTHON names the interpreter, FOLDER keeps the random 7B weights
@@ -26,12 +26,13 @@ arithmetic() {
     done
 }
 
-# The other two ways to hold and compute the weights: int8, and fp16 with loss scaling for cards without bf16.
+# The other ways to hold and compute the weights: int8, fp16 with loss scaling for cards without bf16, and both together;
+# answers are scored during training.
 precisions() {
-    for flags in "--quantization 8bit" "--quantization 4bit --precision fp16"; do
+    for flags in "--quantization 8bit" "--quantization 4bit --precision fp16" "--config tutorial"; do
         # shellcheck disable=SC2086  # several words
         llama2tut finetune --task arithmetic --model smollm2-135m --lr 1e-3 --context-length 512 --limit 1900 $flags \
-            --output-dir outputs/gpu/precision --force
+            --epochs 2 --eval-generate 50 --output-dir outputs/gpu/precision --force
         llama2tut compare --adapter outputs/gpu/precision --show 0
     done
 }
@@ -72,7 +73,7 @@ training() { "$python" scripts/bench_train.py --size 7b --steps 10 --warmup 4 --
 
 # Answering speed at the 7B shape, without and with the cap.
 answers() {
-    local rows=(--adapter outputs/gpu/random --task samsum --data dialogues --split train --rows 64 --sample 4)
+    local rows=(--adapter outputs/gpu/random --task samsum --data dialogues --split train --rows 64 --sample 2)
     [[ -e $weights/config.json ]] || "$python" scripts/bench_train.py --size 7b --contenders "" --folder "$weights"
     llama2tut finetune --task samsum --data dialogues --model "$weights" --limit 8 --eval-limit 2 --max-steps 1 \
         --no-compile --output-dir outputs/gpu/random --force

@@ -1,6 +1,7 @@
 """argv to exit code: what Fire would get wrong, which code stands for what, and how little is loaded on the way."""
 
 import io
+import logging
 import os
 import pty
 import subprocess
@@ -180,6 +181,18 @@ def test_a_defect_is_one_and_shows_where(monkeypatch, run_cli, error):
     assert done.err.startswith("Traceback (most recent call last):\n")
     assert done.err.endswith("this is a defect in llama2tut; please report it with the lines above\n")
     assert "\x1b" not in done.err
+
+
+def test_libraries_chatter_is_hushed_and_their_warnings_are_not(monkeypatch, run_cli, caplog):
+    def run(request, console):
+        for name in ("liger_kernel.backends.registry", "transformers.integrations.bitsandbytes", "peft.tuners"):
+            logging.getLogger(name).warning("said by %s", name)
+        raise DataError("done")
+
+    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    run_cli("gen-arithmetic")
+    assert caplog.messages == ["said by peft.tuners"]
 
 
 def test_the_result_is_all_that_reaches_stdout(monkeypatch, run_cli):

@@ -1,6 +1,7 @@
 """What makes training fit a GPU and go fast: fused kernels, autocast, gradient checkpointing, a recorded decoder."""
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 from llama2tut.runs import RunConfig
@@ -22,6 +23,30 @@ def patch_llama(*, training: bool, compiled: bool = False) -> None:
 
     apply_liger_kernel_to_llama(rope=not compiled, rms_norm=not compiled, swiglu=not compiled, cross_entropy=False,
                                 fused_linear_cross_entropy=training)
+    if not training:
+        from transformers.models.llama import modeling_llama
+
+        modeling_llama.apply_rotary_pos_emb = as_one_row(modeling_llama.apply_rotary_pos_emb)
+
+
+def as_one_row(rope: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """Show a rotary embedding each batch as one long row: Liger's kernel is compiled anew for every batch size.
+
+    Args:
+        rope: turns queries (B, H, T, D) and keys (B, H', T, D) by cos and sin (B or 1, T, D), as transformers' does.
+
+    Returns:
+        The same function of the same tensors; no query or key is copied.
+    """
+    def call(q: Any, k: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+        batch, _, length, _ = q.shape
+        turned = rope(*(heads.transpose(1, 2).reshape(1, batch * length, *heads.shape[1::2]).transpose(1, 2)
+                        for heads in (q, k)),
+                      *(angles.expand(batch, -1, -1).reshape(1, batch * length, -1) for angles in (cos, sin)))
+        q, k = (heads.transpose(1, 2).reshape(batch, length, *heads.shape[1::2]).transpose(1, 2) for heads in turned)
+        return q, k
+
+    return call
 
 
 def prepare(model: Any, config: RunConfig) -> None:

@@ -1,0 +1,55 @@
+"""The rotary embedding that Liger's kernel is given, against transformers' own."""
+
+import pytest
+
+
+@pytest.fixture
+def inputs():
+    """Queries and keys as a decoder layer has them, with fewer heads for keys, and angles of left-padded rows."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32)
+    q, k = (torch.randn(3, 5, heads, 16).transpose(1, 2) for heads in (4, 2))
+    positions = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 0, 1, 2], [7, 8, 9, 10, 11]])
+    return q, k, *LlamaRotaryEmbedding(config)(q, positions)
+
+
+def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from llama2tut.kernels import as_one_row
+
+    seen = []
+
+    def rope(q, k, cos, sin):
+        seen.extend((q, k))
+        assert {len(tensor) for tensor in (q, k, cos, sin)} == {1}
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+    q, k, cos, sin = inputs
+    for angles in ((cos, sin), (cos[2:], sin[2:])):  # an angle for each row's tokens, and one for all rows
+        for found, expected in zip(as_one_row(rope)(q, k, *angles), apply_rotary_pos_emb(q, k, *angles), strict=True):
+            assert found.shape == expected.shape
+            assert torch.equal(found, expected)
+    assert [heads.data_ptr() for heads in seen] == [q.data_ptr(), k.data_ptr()] * 2
+
+
+@pytest.mark.gpu
+def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from llama2tut.kernels import as_one_row, liger_available
+
+    if not (torch.cuda.is_available() and liger_available()):
+        pytest.skip("no GPU, or no Liger kernels")
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    q, k, cos, sin = (tensor.cuda() for tensor in inputs)
+    expected = apply_rotary_pos_emb(q, k, cos, sin)
+    for found, right in zip(as_one_row(liger_rotary_pos_emb)(q.clone(), k.clone(), cos, sin), expected, strict=True):
+        assert torch.allclose(found, right, atol=1e-5)

@@ -1,0 +1,56 @@
+"""What a GPU run is resolved to, on a GPU that is only said to be there."""
+
+import pytest
+
+from llama2tut import planning
+from llama2tut.console import Console
+from llama2tut.errors import MachineError
+from llama2tut.requests import FinetuneRequest
+from test_memory import LLAMA_2_7B, QV
+
+
+@pytest.fixture
+def resolve(monkeypatch, capsys):
+    """Resolves a request for `room` GiB of a GPU with bf16 and Liger's kernels; gives the run and what was said."""
+    import torch
+
+    def run(room=78.0, **fields):
+        monkeypatch.setattr(planning, "gpu_room_gib", lambda: room)
+        request = FinetuneRequest(**{"task": "samsum", "packing": True, "compile": True, "lora_dropout": 0.0,
+                                     "context_length": 4096, **fields})
+        config = planning.resolve_run(request, LLAMA_2_7B, None, Console())
+        return config, capsys.readouterr().err
+
+    for name, value in (("gpu_present", True), ("liger_available", True), ("has_bf16", True), ("check_cuda", None),
+                        ("check_loadable", None)):
+        monkeypatch.setattr(planning, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    return run
+
+
+@pytest.mark.parametrize(("fields", "decoder"), [
+    ({}, "compiled and recorded"),
+    ({"quantization": "none"}, "compiled and recorded"),
+    ({"compile": False}, "as it is"),
+    ({"quantization": "8bit"}, "not compiled (that needs --quantization 4bit or none)"),
+    ({"precision": "fp16"}, "not compiled (that needs bf16)"),
+    ({"packing": False, "lora_dropout": 0.1}, "not compiled (that needs packed rows, --lora-dropout 0)"),
+])
+def test_what_cannot_be_recorded_is_trained_without_and_said(resolve, fields, decoder):
+    config, said = resolve(**fields)
+    assert said.endswith(f"decoder {decoder}\n")
+    assert config.recorded == (decoder == "compiled and recorded")
+
+
+def test_checkpointing_comes_on_where_the_run_would_not_fit_otherwise(resolve):
+    assert not resolve(room=22.5)[0].checkpointing
+    assert resolve(room=16.0)[0].checkpointing
+
+
+def test_memory_is_told_for_the_decoder_as_it_will_run(resolve):
+    # Layers that are not compiled keep more: 4,096 tokens with every layer adapted then need more than this card has.
+    flags = {"room": 20.5, "gradient_checkpointing": "off"}
+    assert resolve(**flags)[0].recorded
+    with pytest.raises(MachineError, match=r"needs about 2\d\.\d GiB of GPU memory, 20\.5 GiB are there: add "):
+        resolve(**flags, precision="fp16")
+    assert resolve(**flags, precision="fp16", lora_targets=QV["lora_targets"])[0].liger
