@@ -56,6 +56,20 @@ def test_the_base_column_is_the_untouched_base_model(compare, run_cli, toy_model
     assert any(row["base"] != row["finetuned"] for row in found["rows"])
 
 
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_on_a_gpu_base_weights_are_as_trained_on_and_the_precision_is_what_the_gpu_has(adapters, monkeypatch, bf16,
+                                                                                       precision):
+    from llama2tut import answering
+    from llama2tut.console import Console
+    from llama2tut.requests import CompareRequest
+
+    monkeypatch.setattr(answering, "gpu_present", lambda: True)
+    monkeypatch.setattr(answering, "has_bf16", lambda: bf16)
+    folders = (adapters / "outputs" / "one",)  # trained on a CPU: its weights were not quantised
+    setting = answering.settle(CompareRequest(adapter=folders), folders, None, Console())
+    assert (setting.device, setting.quantization, setting.precision) == ("cuda", "none", precision)
+
+
 def test_several_adapters_stand_side_by_side(compare):
     outcome = compare("--adapter", "outputs/one", "--adapter", "outputs/two", "--format", "json")
     found = json.loads(outcome.out)

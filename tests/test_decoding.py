@@ -68,6 +68,23 @@ def test_adapters_in_place_give_the_same_tokens(model):
         assert decode(model, *padded(PROMPTS), 12, [], 0) != before
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_on_some_layers_or_with_biases_answers_as_it_does_in_peft(model, bias):
+    from peft import LoraConfig
+
+    # PEFT calls this one active on layers that only the first one covers, too.
+    model.add_adapter("narrow", LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, lora_bias=bias))
+    model.set_adapter("narrow")
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B.narrow.bias"):
+            torch.nn.init.normal_(parameter)
+    before = decode(model, *padded(PROMPTS), 12, [], 0)
+    add_adapters_in_place(model)
+    assert decode(model, *padded(PROMPTS), 12, [], 0) == before
+    model.set_adapter("default")
+    assert decode(model, *padded(PROMPTS), 12, [], 0) != before
+
+
 @pytest.mark.parametrize("tokens_at_once", [3, 6, 1000])
 def test_the_prompt_may_be_read_in_parts(model, monkeypatch, tokens_at_once):
     from llama2tut import decoding

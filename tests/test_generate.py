@@ -222,9 +222,24 @@ def test_one_prompt_that_does_not_fit_is_the_users_to_mend(base, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(base, "_decode", full)
+    monkeypatch.setattr(base, "_steps", full)
     monkeypatch.setattr(base, "_fits", None)
     with pytest.raises(MachineError, match="--quantization 4bit"):
         base.answers(PROMPTS, adapter=None)
+    with pytest.raises(MachineError, match="--quantization 4bit"):
+        list(base.stream(PROMPTS[0], adapter=None))
+
+
+def test_an_adapter_that_does_not_fit_beside_the_model_is_the_users_to_mend(toy_model_dir, adapters, monkeypatch):
+    import peft
+    import torch
+
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", full)
+    with pytest.raises(MachineError, match="does not fit the GPU's memory: use --quantization 4bit"):
+        loaded(toy_model_dir, adapters)
 
 
 def test_an_empty_prompt_is_refused(base):

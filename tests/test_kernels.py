@@ -38,6 +38,22 @@ def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
     assert [heads.data_ptr() for heads in seen] == [q.data_ptr(), k.data_ptr()] * 2
 
 
+def test_gradients_pass_through_a_batch_shown_as_one_row(inputs):
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from llama2tut.kernels import as_one_row
+
+    q, k, cos, sin = inputs
+    gradients = []
+    for rope in (apply_rotary_pos_emb, as_one_row(apply_rotary_pos_emb)):
+        heads = [tensor.clone().requires_grad_() for tensor in (q, k)]
+        turned = rope(*heads, cos, sin)
+        gradients.append(torch.autograd.grad((turned[0] ** 3).sum() + (turned[1] ** 3).sum(), heads))
+    for plain, shown in zip(*gradients, strict=True):
+        assert torch.equal(plain, shown)
+
+
 @pytest.mark.gpu
 def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
     import torch

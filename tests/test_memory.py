@@ -37,6 +37,22 @@ def test_the_tutorials_flags_do_not_fit_24_gb():
     assert not estimate(LLAMA_2_7B, request, "fp16", "8bit", checkpointing=False).fits(22.5)
 
 
+def test_a_large_vocabulary_costs_memory_in_validation():
+    llama_3 = Checkpoint("l3", "l3", {**LLAMA_2_7B.config, "vocab_size": 128_256})
+    request = dataclasses.replace(REQUEST, context_length=4096)
+    peaks = [estimate(checkpoint, request, "bf16", "4bit", checkpointing=True) for checkpoint in (LLAMA_2_7B, llama_3)]
+    assert peaks[1].workspace == pytest.approx(4096 * 128_256 * (2 + 4 + 4) / 2**30)  # bf16 and float32, log-softmax
+    assert peaks[1].workspace > 3 * peaks[0].workspace
+
+
+def test_checkpointing_saves_less_where_products_are_in_int8():
+    request = dataclasses.replace(REQUEST, context_length=4096, compile=False)
+    saved = [estimate(LLAMA_2_7B, request, "bf16", quantization, checkpointing=False).activations
+             / estimate(LLAMA_2_7B, request, "bf16", quantization, checkpointing=True).activations
+             for quantization in ("4bit", "8bit")]
+    assert saved[1] < saved[0]
+
+
 def test_advice_names_changes_that_would_each_fit():
     request = dataclasses.replace(REQUEST, context_length=4096)
     assert advice(LLAMA_2_7B, request, "bf16", "4bit", 13.0) == (

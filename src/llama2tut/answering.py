@@ -7,6 +7,7 @@ from typing import Any
 
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults, UsageError
+from llama2tut.loading import has_bf16
 from llama2tut.models import (
     DEFAULT_CPU,
     DEFAULT_GPU,
@@ -123,7 +124,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     return Setting(checkpoint=checkpoint, adapters=trained, task=task, rows=rows, inputs=inputs,
                    prompts=prompts or [],
                    source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
-                   precision=request.precision or ("bf16" if on_gpu else "fp32"),
+                   precision=request.precision or ("fp32" if not on_gpu else "bf16" if has_bf16() else "fp16"),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
 
 

@@ -22,8 +22,9 @@ from llama2tut.help import command_help, general_help
 from llama2tut.requests import COMMANDS, Request
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
-# Loggers whose warnings tell of what the libraries do among themselves: kernels for other vendors' chips, old names.
-_CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes")
+# Loggers whose warnings tell of what libraries do among themselves: other vendors' kernels, old names, casts.
+_CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes",
+           "bitsandbytes.autograd._functions")
 
 
 class Result(Protocol):

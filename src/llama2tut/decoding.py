@@ -18,7 +18,9 @@ def add_adapters_in_place(model: Any) -> None:
     def lean(layer: Any) -> Callable[[Any], Any]:
         def forward(x: Any) -> Any:
             out = layer.base_layer(x)
-            for name in [] if layer.disable_adapters else layer.active_adapters:
+            # PEFT calls an adapter active on every layer, those that it does not cover too.
+            active = set() if layer.disable_adapters else layer.lora_A.keys() & layer.active_adapters
+            for name in active:
                 down, up = (weights[name].weight.to(x.dtype) for weights in (layer.lora_A, layer.lora_B))
                 out.view(-1, out.shape[-1]).addmm_((x @ down.T).flatten(0, -2), up.T, alpha=layer.scaling[name])
             return out
@@ -26,7 +28,7 @@ def add_adapters_in_place(model: Any) -> None:
         return forward
 
     for layer in model.modules():
-        if type(layer) is Linear and not layer.merged and not layer.lora_variant:
+        if type(layer) is Linear and not layer.merged and not layer.lora_variant and not any(layer.lora_bias.values()):
             layer.forward = lean(layer)  # type: ignore[method-assign, assignment]
 
 

@@ -23,6 +23,8 @@ from llama2tut.sampling import Picker, Sampling
 
 _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores
+_TOO_LONG = ("one prompt at a time runs out of GPU memory: use --quantization 4bit, a lower --max-new-tokens, or a "
+             "smaller --model")
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,31 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
         MachineError: they do not fit the GPU.
     """
     import torch
-    from peft import PeftModel
-    from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     on_gpu = device.startswith("cuda")
     if on_gpu:
         check_cuda("answer on the CPU with CUDA_VISIBLE_DEVICES= in front")
     if on_gpu and kernels.liger_available():
         kernels.patch_llama(training=False)
+    try:
+        model, switch, tokenizer = _load(checkpoint, adapters, quantization, precision, device)
+    except torch.OutOfMemoryError:
+        raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
+                           "--model") from None
+    ends = model.generation_config.eos_token_id
+    eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # int8 products look at numbers on the CPU, which a recording cannot.
+    return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu and quantization != "8bit")
+
+
+def _load(checkpoint: Checkpoint, adapters: Sequence[Adapter], quantization: str, precision: str,
+          device: str) -> tuple[Any, Any, Any]:
+    """Model, PeftModel around it (None without adapters) and tokenizer."""
+    import torch
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+    on_gpu = device.startswith("cuda")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     config: Any = BitsAndBytesConfig
     if quantization == "4bit":
@@ -65,22 +84,17 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
                         bnb_4bit_compute_dtype=dtype)
     else:
         config = config(load_in_8bit=True) if quantization == "8bit" else None
-    try:
-        tokenizer = load_tokenizer(checkpoint.path)
-        with loading(f"--model {checkpoint.name}", quantized=bool(config)):
-            model: Any = LlamaForCausalLM.from_pretrained(
-                checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True,
-                attn_implementation="sdpa", quantization_config=config)
-        if on_gpu and quantization == "4bit" and 2.2 * checkpoint.parameters < torch.cuda.mem_get_info()[0]:
-            # The numbers that the adapter was trained against, without unpacking them again for every token.
-            model = model.dequantize()
-    except torch.OutOfMemoryError:
-        raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
-                           "--model") from None
+    tokenizer = load_tokenizer(checkpoint.path)
+    with loading(f"--model {checkpoint.name}", quantized=bool(config)):
+        model: Any = LlamaForCausalLM.from_pretrained(
+            checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True, attn_implementation="sdpa",
+            quantization_config=config)
+    unpacked = 1.1 * dtype.itemsize * checkpoint.parameters
+    if on_gpu and quantization == "4bit" and unpacked < torch.cuda.mem_get_info()[0]:
+        # The numbers that the adapter was trained against, without unpacking them again for every token.
+        model = model.dequantize()
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
-    ends = model.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     switch: Any = None
     for number, adapter in enumerate(adapters):
         with loading(f"--adapter {adapter.path}"):
@@ -95,7 +109,7 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
                                  "train again with a lower --lr")
     if on_gpu and switch:
         add_adapters_in_place(switch)
-    return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu)
+    return model, switch, tokenizer
 
 
 class Generator:
@@ -172,8 +186,7 @@ class Generator:
                 tokens = None  # the exception holds on to the batch's tensors until this block is left
             if tokens is None:
                 if len(rows) == 1:
-                    raise MachineError("one prompt at a time runs out of GPU memory: use --quantization 4bit, a lower "
-                                       "--max-new-tokens, or a smaller --model")
+                    raise MachineError(_TOO_LONG)
                 self._fits = len(rows) // 2
                 torch.cuda.empty_cache()
                 continue
@@ -182,16 +195,25 @@ class Generator:
                 yield row, self.tokenizer.decode(ids, skip_special_tokens=True), len(ids)
 
     def stream(self, prompt: list[int], *, adapter: int | None, sampling: Sampling = _GREEDY) -> Iterator[str]:
-        """One prompt's answer in pieces, as they come; together they are its text."""
+        """One prompt's answer in pieces, as they come; together they are its text.
+
+        Raises:
+            MachineError: it does not fit the GPU.
+        """
+        import torch
+
         ids: list[int] = []
         shown = ""
-        with self._only(adapter):
-            for [(_, token)] in self._steps([prompt], sampling, [0]):
-                ids.append(token)
-                text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                if text != shown and not text.endswith("\ufffd"):  # else a character's tokens are not complete yet
-                    yield text[len(shown):]
-                    shown = text
+        try:
+            with self._only(adapter):
+                for [(_, token)] in self._steps([prompt], sampling, [0]):
+                    ids.append(token)
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    if text != shown and not text.endswith("\ufffd"):  # else a character's tokens are not complete yet
+                        yield text[len(shown):]
+                        shown = text
+        except torch.OutOfMemoryError:
+            raise MachineError(_TOO_LONG) from None
         if rest := self.tokenizer.decode(ids, skip_special_tokens=True)[len(shown):]:
             yield rest
 

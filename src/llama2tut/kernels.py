@@ -23,7 +23,7 @@ def patch_llama(*, training: bool, compiled: bool = False) -> None:
 
     apply_liger_kernel_to_llama(rope=not compiled, rms_norm=not compiled, swiglu=not compiled, cross_entropy=False,
                                 fused_linear_cross_entropy=training)
-    if not training:
+    if not compiled:
         from transformers.models.llama import modeling_llama
 
         modeling_llama.apply_rotary_pos_emb = as_one_row(modeling_llama.apply_rotary_pos_emb)

@@ -50,6 +50,13 @@ def check_cuda(instead: str) -> None:
                            f"nvidia-smi and the build with `pip show torch`, or {instead}")
 
 
+def has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16 (compute capability 8.0: Ampere, 2020, and later)."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 0)
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a checkpoint folder or hub id.
 

@@ -11,6 +11,7 @@ _GIB = 2**30
 _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row
 _ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the recording, and Adam's two moments; measured
 _WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
+_LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, float32 logits, log-probabilities
 # Recomputing a layer holds its kept values, their gradients and what comes between: as many layers' worth, measured.
 _RECOMPUTED_LAYERS = 4.5
 
@@ -22,11 +23,12 @@ class Estimate:
     weights: float
     adapters: float
     activations: float
+    workspace: float
 
     @property
     def total(self) -> float:
         """The peak, in GiB."""
-        return self.weights + self.adapters + self.activations + _WORKSPACE
+        return self.weights + self.adapters + self.activations + self.workspace
 
     def fits(self, room: float) -> bool:
         """Whether the peak stays within `room` GiB."""
@@ -52,8 +54,12 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
         kept *= 2  # int8 products keep their inputs twice
     layer = tokens * kept * bytes_each
     activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer if checkpointing else layers * layer
+    if quantization == "8bit" and checkpointing:  # which cannot drop what int8 products keep: the inputs of each
+        activations += layers * tokens * (3 * width + inner) * bytes_each
+    logits = tokens * checkpoint.config["vocab_size"] * _LOGIT_BYTES
     return Estimate(weights=(linear * _WEIGHT_BYTES.get(quantization, bytes_each) + others * bytes_each) / _GIB,
-                    adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB)
+                    adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
+                    workspace=max(_WORKSPACE, logits / _GIB))
 
 
 def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, room: float) -> str:

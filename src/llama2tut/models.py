@@ -68,7 +68,8 @@ class Adapter:
         r: rank.
         alpha: scale; the update counts alpha / r times.
         targets: names of the adapted linear layers.
-        request: what `finetune` was asked (llama2tut.yaml); {} for an adapter from elsewhere.
+        request: what `finetune` was asked (llama2tut.yaml), `quantization` as it was resolved; {} for an adapter from
+            elsewhere.
         digests: sha256 of the files that it was trained with, by name; {} likewise.
         config: the contents of adapter_config.json.
         tensors: shape of each tensor in adapter_model.safetensors, by name.
@@ -216,16 +217,18 @@ def _saved_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     hints, faults = get_type_hints(FinetuneRequest), []
     if not file.values:
         raise ModelError(f"{path} has no `request:` mapping: remove the file to use the adapter without it")
-    for key, value in file.values.items():
+    resolved = {"quantization": whole.values["quantization"]} if "quantization" in whole.values else {}
+    for key, value in (file.values | resolved).items():
         try:
             if key in hints:
                 coerce(value, hints[key], {})
         except ValueError as error:
-            faults.append(f"{file.at(key)}: {key} {error}, not {value!r}: mend it, or remove the file to use the "
-                          "adapter without it")
+            where = (whole if key in resolved else file).at(key)
+            faults.append(f"{where}: {key} {error}, not {value!r}: mend it, or remove the file to use the adapter "
+                          "without it")
     if faults:
         raise ModelError(*faults)
-    return file.values, whole.section("digests").values
+    return file.values | resolved, whole.section("digests").values
 
 
 def check_fit(adapter: Adapter, checkpoint: Checkpoint) -> None:

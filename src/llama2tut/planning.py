@@ -8,7 +8,7 @@ from typing import Any
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
-from llama2tut.loading import check_cuda, check_loadable, load_tokenizer
+from llama2tut.loading import check_cuda, check_loadable, has_bf16, load_tokenizer
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present
 from llama2tut.requests import FinetuneRequest, Precision
@@ -68,19 +68,12 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
     return config
 
 
-def has_bf16() -> bool:
-    """Whether the GPU computes in bfloat16 (compute capability 8.0: Ampere, 2020, and later)."""
-    import torch
-
-    return bool(torch.cuda.get_device_capability(0) >= (8, 0))
-
-
 def gpu_room_gib() -> float:
-    """GPU memory that a run can have, in GiB: what is free now, less what PyTorch was told not to take."""
+    """GPU memory that a run can have, in GiB: what is free or our own, less what PyTorch was told not to take."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    return float(min(free, total * torch.cuda.get_per_process_memory_fraction())) / 2**30
+    return float(min(free + torch.cuda.memory_reserved(), total * torch.cuda.get_per_process_memory_fraction())) / 2**30
 
 
 def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None) -> str:

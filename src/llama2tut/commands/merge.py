@@ -81,7 +81,7 @@ def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> Any:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
     with loading(f"--adapter {adapter}"), torch.inference_mode():
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        return PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload(safe_merge=True)
 
 
 def _make_readable_elsewhere(folder: Path, base: str) -> None:
