@@ -151,7 +151,8 @@ class CompareRequest:
     show: str = flag("8", "rows in the table: a number, `all`, `wrong`, `right` or `changed`", group="Result")
     spreadsheet_safe: bool = flag(False, "csv: quote cells that a spreadsheet would run as a formula",
                                   group="Result")
-    fail_under: float | None = flag(None, "exit 3 if the tuned model's headline score is lower", group="Result")
+    fail_under: float | None = flag(None, "exit 3 if tuned scores lower (exact match: 0 to 1, ROUGE-L: 0 to 100)",
+                                    group="Result")
     fail_if_worse: bool = flag(False, "exit 3 if tuned is below base beyond chance", group="Result")
 
     batch_size: int | None = flag(None, "prompts at a time [auto]", least=1, most=65_536, group="Answers")
