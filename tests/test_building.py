@@ -153,6 +153,24 @@ def test_flags_that_exclude_each_other(flags, fault):
     assert faults("finetune", task="samsum", **flags)[0].startswith(fault)
 
 
+def test_a_run_is_resumed_with_its_own_recipe_or_none():
+    Path("outputs/samsum").mkdir(parents=True)
+    Path("outputs/samsum/llama2tut.yaml").write_text("request:\n  config: samsum-cpu\n  epochs: 5\n")
+    for config in ({}, {"config": "samsum-cpu"}):
+        assert build_request("finetune", {"task": "samsum", "resume": "true", **config}).epochs == 5
+    assert faults("finetune", task="samsum", resume="true", config="samsum-8gb")[0].startswith(
+        "--config samsum-8gb: --resume goes on with the settings of outputs/samsum/llama2tut.yaml, which come from")
+
+
+@pytest.mark.parametrize(("command", "flags", "fault"), [
+    ("infer", {"task": "arithmetic", "raw": "true"}, "--raw is for prompts of your own"),
+    ("infer", {"prompt": "a", "data": "dialogues"}, "--data is for the rows of a task"),
+    ("compare", {"prompt_file": "a.jsonl", "data": "dialogues"}, "--data is for the rows of a task"),
+])
+def test_flags_that_would_have_no_effect(command, flags, fault):
+    assert faults(command, **flags)[0].startswith(fault)
+
+
 @pytest.mark.parametrize(("task", "folder"), [
     ("samsum", "outputs/samsum"), ("a/b/titles.yaml", "outputs/titles"), ("own.py:rows", "outputs/own"),
     ("../x.yml", "outputs/x"), ("a:b.yaml", "outputs/a:b")])

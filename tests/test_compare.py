@@ -126,12 +126,69 @@ def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):
     assert refused.code == 2
 
 
-def test_the_scores_of_a_whole_test_split_go_into_the_model_card(compare, adapters):
+def test_a_model_card_that_cannot_be_written_costs_no_answers(compare, run_cli, monkeypatch):
+    from llama2tut import report
+
+    def read_only(path, text):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(report, "write_whole", read_only)
+    outcome = run_cli("compare", "--adapter", "outputs/one", "--format", "json")
+    assert (outcome.code, len(json.loads(outcome.out)["rows"])) == (0, 20)
+    assert "README.md could not be written" in outcome.err
+    assert "--resume" not in outcome.err
+
+
+def test_adapters_that_saw_other_rows_are_warned_of(run_cli, compare, adapters, arithmetic_dir, toy_model_dir):
+    folder = adapters / "seeded"
+    shutil.copytree(adapters / "outputs" / "one", folder)
+    saved = (folder / "llama2tut.yaml").read_text()
+    (folder / "llama2tut.yaml").write_text(saved.replace("\n  seed: 42", "\n  seed: 7"))
+    both = ("--adapter", "outputs/one", "--adapter", "seeded", "--limit", 2)
+    assert "seeded was trained with another --seed than outputs/one" in compare(*both).err
+    assert "another --seed" not in compare(*both, "--data", arithmetic_dir).err
+    shutil.rmtree(folder)
+
+
+def test_prompts_of_a_task_go_through_its_template_and_limit_counts(compare, adapters):
+    (adapters / "prompts.jsonl").write_text('{"prompt": "1 + 1"}\n{"prompt": "2 + 2"}\n')
+    given = ("--adapter", "outputs/one", "--prompt-file", "prompts.jsonl", "--limit", 1, "--format", "json")
+    assert [row["prompt"] for row in json.loads(compare(*given).out)["rows"]] == ["1 + 1"]
+    assert [row["prompt"] for row in json.loads(compare(*given, "--task", "arithmetic").out)["rows"]] == [
+        "Calculate the following expression:\n1 + 1\n---\nAnswer:\n"]
+
+
+def test_a_missed_gate_is_not_lost_to_a_reader_who_has_seen_enough(compare, monkeypatch):
+    from llama2tut.console import Console
+
+    def closed(self, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, "write", closed)
+    assert compare("--adapter", "outputs/one", "--fail-under", 1).code == 3
+
+
+def test_a_relative_model_is_found_from_elsewhere(run_cli, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
+    shutil.copytree(toy_model_dir, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", "mine", "--gpus", 0,
+                   "--limit", 8, "--max-steps", 1).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = run_cli("infer", "--adapter", tmp_path / "outputs" / "arithmetic", "--prompt", "a", "--max-new-tokens", 2)
+    assert outcome.code == 0, outcome.err
+
+
+def test_the_scores_of_a_whole_test_split_go_into_the_model_card(compare, run_cli, adapters):
     card = adapters / "unscored" / "README.md"
     assert "Not scored yet" in card.read_text()
     assert compare("--adapter", "unscored", "--limit", 3).code == 0
     assert "Not scored yet" in card.read_text()  # a part of the split is no score to publish
-    assert compare("--adapter", "unscored").code == 0
+    assert compare("--adapter", "unscored").code == 0  # answers cut to four tokens
+    assert run_cli("compare", "--adapter", "unscored", "--precision", "bf16").code == 0
+    assert "Not scored yet" in card.read_text()
+    outcome = run_cli("compare", "--adapter", "unscored")
+    assert outcome.code == 0, outcome.err
     text = card.read_text()
     assert "Not scored yet" not in text
     assert "exact match" in text

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from llama2tut.errors import DataError
 from llama2tut.training import TrainingRun
 
 
@@ -220,12 +222,14 @@ def test_the_best_adapter_is_published_or_the_last(finetune, tmp_path, monkeypat
 
     for keep in ("best", "last"):
         losses = iter([1.0, 2.0, 3.0])
-        monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches, losses=losses: next(losses))
+        monkeypatch.setattr(training, "token_weighted_loss", lambda *_, losses=losses: next(losses))
         assert finetune("--eval-steps", 4, "--max-steps", 10, "--keep", keep, folder=keep).code == 0
     monkeypatch.undo()
     # One step more than the best step, so that the schedule's first four steps are the same.
     summary = json.loads((tmp_path / "best" / "training.json").read_text())
     assert (summary["best_step"], summary["best_validation_loss"]) == (4, 1.0)
+    assert "Validation loss 1.0000 after step 4 of 10." in (tmp_path / "best" / "README.md").read_text()
+    assert "Validation loss 3.0000 after step 10 of 10." in (tmp_path / "last" / "README.md").read_text()
     assert weights(tmp_path / "best") != weights(tmp_path / "last")
 
 
@@ -233,7 +237,7 @@ def test_early_stopping_ends_the_run_after_patience(finetune, tmp_path, monkeypa
     from llama2tut import training
 
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches: next(losses))
+    monkeypatch.setattr(training, "token_weighted_loss", lambda *_: next(losses))
     outcome = finetune("--eval-steps", 2, "--early-stopping-patience", 2)
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "run" / "training.json").read_text())
@@ -243,13 +247,124 @@ def test_early_stopping_ends_the_run_after_patience(finetune, tmp_path, monkeypa
 def test_a_validation_loss_that_is_not_finite_keeps_the_adapter_and_fails(finetune, tmp_path, monkeypatch):
     from llama2tut import training
 
-    monkeypatch.setattr(training, "token_weighted_loss", lambda model, batches: float("nan"))
+    monkeypatch.setattr(training, "token_weighted_loss", lambda *_: float("nan"))
     outcome = finetune("--max-steps", 3)
     assert outcome.code == 2
     assert "validation loss is nan" in outcome.err
     assert weights(tmp_path / "run")
     assert not (tmp_path / "run" / "training.json").exists()
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["eval_loss"] is None
+
+
+def test_the_last_adapter_is_not_passed_off_as_good_where_its_loss_is_not_finite(finetune, tmp_path, monkeypatch):
+    from llama2tut import training
+
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(training, "token_weighted_loss", lambda *_: next(losses))
+    outcome = finetune("--eval-steps", 2, "--max-steps", 4, "--keep", "last")
+    assert (outcome.code, (tmp_path / "run" / "training.json").exists()) == (2, False)
+    assert "validation loss is nan" in outcome.err
+
+
+def test_answers_in_training_have_the_room_that_they_have_in_infer(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
+    task = tmp_path / "own.yaml"
+    task.write_text('prompt: "{instruction}\\n"\ntarget: output\nrecipe: arithmetic\nmax_new_tokens: 250\n')
+    outcome = run_cli("finetune", "--task", task, "--data", arithmetic_dir, "--model", toy_model_dir, "--gpus", 0,
+                      "--limit", 8, "--eval-limit", 4, "--context-length", 128, "--max-steps", 1, "--eval-generate", 1,
+                      "--output-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "eval_exact_match" in metrics(tmp_path / "run")[-1]
+
+
+def test_answers_in_training_need_a_metric(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
+    task = tmp_path / "own.yaml"
+    task.write_text('prompt: "{instruction}\\n"\ntarget: output\nrecipe: arithmetic\nmetric: none\n')
+    outcome = run_cli("finetune", "--task", task, "--data", arithmetic_dir, "--model", toy_model_dir, "--gpus", 0,
+                      "--eval-generate", 1, "--output-dir", tmp_path / "run")
+    assert (outcome.code, "has no metric to score answers by; leave it out" in outcome.err) == (2, True)
+
+
+def test_an_adapter_is_published_before_its_answers_are_scored(finetune, tmp_path, monkeypatch):
+    from llama2tut.generate import Generator
+
+    def fails(*_, **__):
+        assert weights(tmp_path / "run")
+        raise DataError("no answer; try again")
+
+    monkeypatch.setattr(Generator, "answers", fails)
+    assert finetune("--max-steps", 2, "--eval-generate", 2).err.endswith("no answer; try again\n")
+
+
+def test_folders_are_only_cleared_of_what_runs_write(finetune, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("my project")
+    for force in ((), ("--force",)):
+        outcome = finetune("--max-steps", 2, *force, folder="mine")
+        assert (outcome.code, (folder / "README.md").read_text()) == (2, "my project")
+        assert "holds README.md, which no run of llama2tut wrote; give another folder" in outcome.err
+    (folder / "README.md").unlink()
+    assert finetune("--max-steps", 2, folder="mine").code == 0
+    assert finetune("--max-steps", 2, "--force", folder="mine").code == 0
+    assert (folder / "checkpoints" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fault", ["layers", "rows"])
+def test_a_finished_run_outlives_one_that_replaces_it_and_is_refused(finetune, tmp_path, monkeypatch, fault):
+    from llama2tut import datasets
+
+    def too_long(*arguments):
+        raise DataError("4 of 40 rows do not fit")
+
+    assert finetune("--max-steps", 2).code == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
+    if fault == "rows":
+        monkeypatch.setattr(datasets, "split_examples", too_long)
+    outcome = finetune("--force", *(("--lora-targets", "q_proj,vproj") if fault == "layers" else ()))
+    said = "--lora-targets vproj: the model has no layers of this name" if fault == "layers" else "rows do not fit"
+    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()} == before
+
+
+def test_an_adapter_of_an_unfinished_run_is_not_replaced_unasked(finetune, tmp_path):
+    assert finetune("--max-steps", 2).code == 0
+    (tmp_path / "run" / "training.json").unlink()  # killed before its end, and before a checkpoint was due
+    outcome = finetune("--max-steps", 2)
+    assert (outcome.code, "go on with --resume, or replace it with --force" in outcome.err) == (2, True)
+
+
+def test_a_finished_run_is_not_resumed_with_other_flags_and_says_so(finetune):
+    assert finetune("--max-steps", 2).code == 0
+    again = finetune("--resume")
+    assert (again.code, "there is nothing left to do" in again.err) == (0, True)
+    assert "--resume: --max-steps was 2 and is now 4; put it back" in finetune("--resume", "--max-steps", 4).err
+
+
+def test_training_time_counts_from_the_first_batch(finetune, tmp_path, monkeypatch):
+    from llama2tut import training
+
+    plan = training.plan
+
+    def slow(*arguments):
+        time.sleep(3)
+        return plan(*arguments)
+
+    monkeypatch.setattr(training, "plan", slow)
+    assert finetune("--max-steps", 2).code == 0
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["elapsed_s"] < 3
+
+
+def test_ctrl_c_while_the_model_loads_is_no_fault_of_the_model(finetune, monkeypatch):
+    import transformers
+
+    def loading(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", loading)
+    outcome = finetune("--max-steps", 2)
+    assert (outcome.code, "cannot be loaded" in outcome.err) == (130, False), outcome.err
 
 
 def test_a_training_loss_that_is_not_finite_ends_the_run(finetune, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def stdin(monkeypatch, data: bytes) -> None:
 
 
 def test_the_same_prompt_from_flag_file_and_standard_input(infer, tmp_path, monkeypatch):
-    (tmp_path / "prompt.txt").write_text("What is 1+1?")
+    (tmp_path / "prompt.txt").write_text("What is 1+1?\n")
     by_flag = infer("--prompt", "What is 1+1?")
     assert by_flag.code == 0, by_flag.err
     assert by_flag.out.strip()
@@ -53,8 +53,56 @@ def test_rows_of_a_task_have_reference_and_score(infer, arithmetic_dir, tmp_path
     assert outcome.out == f"{tmp_path / 'answers.jsonl'}\n"
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 20
-    assert set(rows[0]) == {"prompt", "completion", "reference", "exact_match"}
+    assert set(rows[0]) == {"prompt", "completion", "reference", "exact_match", "settings"}
     assert rows[0]["prompt"].startswith("Calculate the following expression:\n")
+
+
+@pytest.mark.parametrize("flags", [("--quantization", "4bit"), ("--repetition-penalty", 1.5), ("--precision", "bf16"),
+                                   ("--do-sample",), ("--do-sample", "--seed", 7)])
+def test_answers_of_other_settings_are_not_gone_on_with(infer, arithmetic_dir, tmp_path, flags):
+    rows = ("--task", "arithmetic", "--data", arithmetic_dir, "--limit", 3, "--output", tmp_path / "answers.jsonl")
+    done = infer(*rows)
+    assert (done.code, "nothing left" in done.err) == (0, False)
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    assert "there is nothing left to do" in infer(*rows).err
+    outcome = infer(*rows, *flags)
+    assert (outcome.code, (tmp_path / "answers.jsonl").read_bytes()) == (2, before)
+    assert "holds answers of another model, adapter, sampling or precision" in outcome.err
+
+
+def test_prompts_are_not_taken_for_answers(infer, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    outcome = infer("--prompt-file", prompts, "--output", prompts)
+    assert (outcome.code, prompts.read_text().count("prompt")) == (2, 2)
+
+
+def test_limit_takes_the_first_prompts_and_data_has_no_place_beside_them(infer, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in "abc"))
+    assert [json.loads(line)["prompt"] for line in infer("--prompt-file", prompts, "--limit", 2).out.splitlines()] == [
+        "a", "b"]
+    outcome = infer("--prompt-file", prompts, "--data", "dialogues")
+    assert (outcome.code, "--data is for the rows of a task" in outcome.err) == (2, True)
+
+
+def test_half_a_surrogate_pair_is_no_text(infer, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a\\ud800b"}\n')
+    outcome = infer("--prompt-file", tmp_path / "prompts.jsonl")
+    assert (outcome.code, "line 2: not an object like" in outcome.err) == (2, True)
+
+
+def test_sampling_flags_without_sampling_are_said_to_do_nothing(infer):
+    assert "have no effect without --do-sample" in infer("--prompt", "a", "--temperature", 0.5).err
+    assert "no effect" not in infer("--prompt", "a", "--temperature", 0.5, "--do-sample").err
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_weights_are_loaded(infer, monkeypatch):
+    from llama2tut import generate
+
+    monkeypatch.setattr(generate, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    outcome = infer("--prompt", "long " * 9_000)
+    assert (outcome.code, "lower --max-new-tokens" in outcome.err) == (2, True)
 
 
 def test_an_interrupted_file_is_gone_on_with(infer, arithmetic_dir, tmp_path):

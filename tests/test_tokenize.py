@@ -211,7 +211,7 @@ def test_rows_that_cannot_fit_are_named_together():
     assert fault == (
         "dialogues, train: 4 of 6 rows do not fit (row 1, 3, 4, …); in row 1 the prompt takes 12 tokens "
         "(11 without any dialogue) where 0 are left beside the answer; "
-        "shorten the row, raise --context-length or lower --max-new-tokens"
+        "shorten the row or raise --context-length"
     )
     with pytest.raises(DataError, match=r"x: 1 of 2 rows do not fit \(row 2\); in row 2 the prompt"):
         encode_rows(LLAMA, TALK, [row("b"), long], 64, "x")

@@ -1,6 +1,6 @@
 """What infer and compare share: which model answers which rows, in which precision, as which token ids."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llama2tut.models import (
     read_adapter,
     resolve_last,
 )
+from llama2tut.readers import cell_text
 from llama2tut.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.sources import load_rows
 from llama2tut.task_files import is_python, load_task, task_digest
@@ -107,6 +108,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
     trained = tuple(adapter for adapter in read if adapter)
     if task and name:
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
+    notes += _apart(trained, own_rows=bool(rows) and not request.data)
     for note in (*checkpoint.notes, *notes):
         console.warn(note)
     for adapter in trained:
@@ -128,6 +130,21 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
 
 
+def _apart(adapters: Sequence[Adapter], *, own_rows: bool) -> Iterator[str]:
+    """A warning for each further adapter that was trained otherwise than the first, whose rows and base are taken."""
+    first = adapters[0] if adapters else None
+    for adapter in adapters[1:]:
+        assert first is not None
+        if adapter.base != first.base:
+            yield f"{adapter.path} was trained on {adapter.base} and answers on {first.base} here, as {first.path} does"
+        keys = [key for key in ("data", "seed") if first.request and adapter.request and (
+            adapter.request.get(key) != first.request.get(key))]
+        if own_rows and keys:
+            yield (f"{adapter.path} was trained with another {' and '.join(f'--{key}' for key in keys)} than "
+                   f"{first.path}, whose rows are asked here: it may have been trained on them; compare the two apart, "
+                   "or on a test split that neither was trained on")
+
+
 def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[str]:
     """A warning for each file that is not what it was when an adapter was trained with it."""
     return [f"{file} has changed since {adapter.path} was trained; the scores may not mean what they seem to"
@@ -142,7 +159,7 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
     """
     from llama2tut.tokenize import encode_prompt, plain_ids
 
-    room = setting.checkpoint.config.get("max_position_embeddings", 4096) - setting.max_new_tokens
+    room = setting.checkpoint.positions - setting.max_new_tokens
     task = setting.task
     if task is None or not setting.inputs:
         encoded = plain_ids(tokenizer, setting.prompts)
@@ -153,7 +170,7 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
     shortened, encoded = 0, []
     for number, row in enumerate(setting.inputs, 1):
         try:
-            ids, cut = encode_prompt(tokenizer, task, row, room)
+            ids, cut = encode_prompt(tokenizer, task, row, room, "shorten the row or lower --max-new-tokens")
         except DataError as error:
             raise DataError(f"{setting.source}, row {number}: {error}") from None
         encoded.append(ids)
@@ -164,7 +181,7 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
 
 
 def read_prompts(path: Path) -> list[str]:
-    """A text file is one prompt; a .jsonl has one object with `prompt` a line.
+    """A text file, less its last line's end, is one prompt; a .jsonl has one object with `prompt` a line.
 
     Raises:
         DataError: the file cannot be read, or a line is no such object; file and line are named.
@@ -180,7 +197,7 @@ def read_prompts(path: Path) -> list[str]:
     if path.suffix != ".jsonl":
         if not text.strip():
             raise DataError(f"--prompt-file {path} is empty; write a prompt into it")
-        return [text]
+        return [text.removesuffix("\n").removesuffix("\r")]
     prompts = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -189,7 +206,7 @@ def read_prompts(path: Path) -> list[str]:
             prompt = json.loads(line)["prompt"]
         except (ValueError, KeyError, TypeError, RecursionError):
             prompt = None
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not isinstance(prompt, str) or cell_text(prompt)[1]:
             raise DataError(f'--prompt-file {path}, line {number}: not an object like '
                             '{"prompt": "text"}; mend the line')
         prompts.append(prompt)

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from llama2tut.coercion import coerce, did_you_mean
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models import gpu_present
-from llama2tut.requests import COMMANDS, FinetuneRequest, Request
+from llama2tut.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
 from llama2tut.resources import shipped
 from llama2tut.task_files import check_python, is_python, load_task, task_path
 from llama2tut.tasks import SAMSUM
@@ -88,6 +88,10 @@ def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
         saved = read_yaml(folder / SAVED).section("request")
         if not saved.values:
             raise UsageError(f"{folder / SAVED} is no saved run; start anew with --force instead of --resume")
+        if config and config != saved.values.get("config"):
+            source = saved.values.get("config") or "the recipe of its task"
+            raise UsageError(f"--config {config}: --resume goes on with the settings of {folder / SAVED}, which come "
+                             f"from {source}; leave --config out")
         layer = _layer(saved, saved=True)
     else:
         layer = _layer(read_yaml(recipe_path(config))) if config else {}
@@ -173,4 +177,10 @@ def _cross_faults(request: Request) -> list[str]:
             faults.append("--lora-targets all-linear already names every layer; leave the others out")
         if request.resume and request.force:
             faults.append("--resume and --force exclude each other; --force starts anew, --resume goes on")
+    if isinstance(request, InferRequest) and request.raw and request.task and (
+            request.prompt is None and request.prompt_file is None):
+        faults.append("--raw is for prompts of your own, and a task's rows have a template; leave it out")
+    if isinstance(request, InferRequest | CompareRequest) and request.data and (
+            request.prompt_file or getattr(request, "prompt", None) is not None):
+        faults.append("--data is for the rows of a task, and prompts are given; leave it or them out")
     return faults

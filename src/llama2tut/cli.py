@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    console = Console()
+    console, code = Console(), 0
     try:
         words = [word for word in argv if word in ("--help", "-h")]
         if words or not argv:
@@ -61,8 +61,9 @@ def main(argv: Sequence[str]) -> int:
             logging.getLogger(name).setLevel(logging.ERROR)
         with contextlib.redirect_stdout(console.err), warnings.catch_warnings(action="ignore"):
             result = run(request, console)
+        code = result.exit_code
         console.write(result.text)
-        return result.exit_code
+        return code
     except UserError as error:
         for fault in error.faults[:_MOST_FAULTS]:
             console.note(f"llama2tut: error: {' '.join(fault.split())}")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         console.note("llama2tut: interrupted")
         return 130
     except BrokenPipeError:
-        return 0  # the reader of stdout (`| head`) has seen enough
+        return code  # the reader of stdout (`| head`) has seen enough
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
             console.note(f"llama2tut: error: the package {error.name} is not installed; run scripts/setup.sh")

@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 from llama2tut import compat, kernels
 from llama2tut.console import Console
-from llama2tut.errors import ModelError
 from llama2tut.runs import CONFIG_NAME, RunConfig
 from llama2tut.training import TrainingRun
 
@@ -65,7 +64,6 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
         The run after its last step, with the adapter published.
 
     Raises:
-        ModelError: PEFT finds no layer of the names in --lora-targets.
         TrainingError: training ended in a state that must not pass for success.
         Interrupted: Ctrl-C or SIGTERM, with a checkpoint written.
     """
@@ -78,14 +76,7 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
         from llama_recipes.finetuning import main
 
         with run.hooks():
-            try:
-                main(**upstream_arguments(config))
-            except ValueError as error:
-                if "Target modules" not in str(error):
-                    raise
-                raise ModelError(f"--lora-targets {','.join(config.request.lora_targets)}: the model has no layers of "
-                                 "these names; use all-linear, or q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,"
-                                 "down_proj") from error
+            main(**upstream_arguments(config))
     run.finish()
     return run
 

@@ -39,8 +39,8 @@ class TrainingError(UserError):
     """Training ended in a state that must not pass for success, such as a non-finite loss."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after everything worth keeping was written.
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, after everything worth keeping was written; no `except Exception` on the way may take it.
 
     Args:
         signal_number: 2 (exit code 130) or 15 (exit code 143).

@@ -1,19 +1,23 @@
 """How a model under training does on validation rows: its loss over all trained tokens, and its answers' score."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llama2tut.console import Console
+from llama2tut.models import Checkpoint
 from llama2tut.runs import RunConfig
 from llama2tut.sources import Rows
 from llama2tut.tasks import Task
 
 
-def token_weighted_loss(model: Any, batches: Iterable[dict[str, Any]]) -> float:
+def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],
+                        progress: Callable[[int, int], None] = lambda done, total: None) -> float:
     """The mean loss over every trained token of the batches; NaN where there is none.
 
     Args:
         model: returns `.loss`, the mean over a batch's trained tokens.
         batches: tensors of shape (B, T) with `labels` of -100 where nothing is trained.
+        progress: is told how many of all batches are done.
 
     The model is left in the mode it came in, and no random number is drawn.
     """
@@ -25,37 +29,45 @@ def token_weighted_loss(model: Any, batches: Iterable[dict[str, Any]]) -> float:
     total, count = 0.0, 0
     try:
         with torch.no_grad():
-            for batch in batches:
+            for done, batch in enumerate(batches, 1):
                 trained = int((batch["labels"][:, 1:] != -100).sum())
                 if trained:
                     loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
                     total += loss.item() * trained
                     count += trained
+                progress(done, len(batches))
     finally:
         model.train(was_training)
     return total / count if count else float("nan")
 
 
-def answer_scorer(config: RunConfig, task: Task, rows: Rows) -> Callable[[Any], dict[str, float]]:
+def answer_scorer(config: RunConfig, checkpoint: Checkpoint, task: Task, rows: Rows,
+                  console: Console) -> Callable[[Any], dict[str, float]]:
     """For `--eval-generate N`: a function that answers the first N validation rows and gives the mean scores.
+
+    Prompts are shortened as `infer` and `compare` shorten them.
 
     Returns:
         model -> {"eval_exact_match": 0..1} or {"eval_rouge1": …, "eval_rouge2": …, "eval_rougeL": … (F1 x 100)}.
+
+    Raises:
+        DataError: a prompt does not fit the model beside its answer.
     """
+    from llama2tut.loading import load_tokenizer
+    from llama2tut.tokenize import encode_prompt
+
     chosen = rows.validation[: config.request.eval_generate]
+    tokenizer, room = load_tokenizer(config.model_path), checkpoint.positions - task.max_new_tokens
+    prompts = [encode_prompt(tokenizer, task, row, room, "shorten the row, or leave --eval-generate out")[0]
+               for row in chosen]
 
     def scores(model: Any) -> dict[str, float]:
         import torch
 
         from llama2tut.generate import Generator
-        from llama2tut.loading import load_tokenizer
         from llama2tut.sampling import Sampling
         from llama2tut.scoring import score
-        from llama2tut.tokenize import encode_prompt
 
-        tokenizer = load_tokenizer(config.model_path)
-        room = config.request.context_length - task.max_new_tokens
-        prompts = [encode_prompt(tokenizer, task, row, room)[0] for row in chosen]
         base = model.get_base_model()
         was_training, attention = model.training, base.config._attn_implementation
         model.eval()
@@ -65,7 +77,8 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows) -> Callable[[Any], 
             with torch.compiler.set_stance("force_eager"):
                 generator = Generator(base, None, tokenizer, frozenset({tokenizer.eos_token_id}))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
-                answers = generator.answers(prompts, adapter=None, sampling=greedy)
+                answers = generator.answers(prompts, adapter=None, sampling=greedy, progress=lambda done: (
+                    console.progress(f"validation: {done:,}/{len(prompts):,} answers")))
         finally:
             base.set_attn_implementation(attention)
             model.train(was_training)

@@ -1,4 +1,4 @@
-"""How much GPU memory a training run takes, told from shapes alone; docs/performance.md has the measured peaks."""
+"""How much GPU memory a training run takes, told from shapes alone, and took; docs/performance.md has the peaks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -76,3 +76,10 @@ def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, qua
     if quantization != "4bit":
         fitting.insert(0, "--quantization 4bit")
     return "add " + ", or ".join(fitting[:3]) if fitting else "use a smaller --model, or a GPU with more memory"
+
+
+def peak_gib() -> float:
+    """The most GPU memory that PyTorch has held since it last began to count, in GiB; 0 without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0

@@ -50,6 +50,11 @@ class Checkpoint:
         return linear_shapes(self.config)
 
     @property
+    def positions(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return int(self.config.get("max_position_embeddings", 4096))
+
+    @property
     def parameters(self) -> int:
         """Number of weights, norms left out: decoder layers, token embedding and, where it is not tied, lm_head."""
         layer = sum(inputs * outputs for inputs, outputs in self.linears.values())
@@ -204,7 +209,10 @@ def read_adapter(path: Path) -> Adapter:
                          "adapter as safetensors")
     tensors = tensor_shapes(path / "adapter_model.safetensors")
     request, digests = _saved_run(path / "llama2tut.yaml")
-    return Adapter(path, str(request.get("model") or base), r, alpha,
+    name = str(request.get("model") or base)
+    if name != ALIAS and not Path(name).is_dir() and Path(base).is_dir():
+        name = base  # a relative path that was typed elsewhere
+    return Adapter(path, name, r, alpha,
                    (targets,) if isinstance(targets, str) else tuple(targets), request, digests, config, tensors)
 
 

@@ -37,21 +37,30 @@ def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
         write_whole(config.output_dir / "README.md", model_card(config, summary))
         write_whole(config.output_dir / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
     console.note(f"trained {summary['steps']:,} steps in {clock(summary['seconds'])}, "
-                 f"{summary['tokens_per_s']:,.0f} tokens/s; validation loss {summary['best_validation_loss']:.4f}"
+                 f"{summary['tokens_per_s']:,.0f} tokens/s; validation loss {_kept(summary)[0]:.4f}"
                  + (" (early stop)" if summary["stopped_early"] else ""))
 
 
 def _summary(config: RunConfig, run: TrainingRun, losses: list[float]) -> dict[str, Any]:
     return {
-        "finished": True, "steps": run.at.step, "seconds": round(run.at.elapsed, 1), "tokens": run.tokens,
+        "finished": True, "steps": run.at.step, "seconds": round(run.at.elapsed, 1),
+        "tokens": run.at.tokens,
         "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1), "final_loss": losses[-1] if losses else None,
-        "validation_loss": run.last_validation_loss, "best_validation_loss": run.at.best_loss,
+        "validation_loss": run.last_validation_loss if math.isfinite(run.last_validation_loss) else None,
+        "best_validation_loss": run.at.best_loss,
         "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
         "device": config.device, "peak_memory_gib": round(run.peak_gib, 2) if run.peak_gib else None,
         "precision": config.precision, "quantization": config.quantization, "attention": config.attention,
         "gradient_checkpointing": config.checkpointing, "liger": config.liger, "recorded": config.recorded,
         "llama2tut": __version__,
     }
+
+
+def _kept(summary: dict[str, Any]) -> tuple[float, int]:
+    """Validation loss and step of the adapter that was published."""
+    if summary["kept"] == "last":
+        return summary["validation_loss"], summary["steps"]
+    return summary["best_validation_loss"], summary["best_step"]
 
 
 def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
@@ -118,15 +127,14 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
                        f"on {', '.join(request.lora_targets)}"),
               ("base weights", config.quantization if config.quantization != "none" else config.precision),
               ("precision", config.precision), ("seed", request.seed)]
-    best = summary["best_validation_loss"]
+    loss, step = _kept(summary)
     return "\n".join([
         "---", "library_name: peft", f"base_model: {json.dumps(request.model)}",
         "tags: [lora, llama2tut, llama-recipes]", "---", "",
         f"# {request.task}: a LoRA adapter for {request.model}", "",
         f"Trained with llama2tut {__version__} through llama-recipes on {config.data_source}.", "",
         "| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in recipe), "",
-        f"Validation loss {best:.4f} after step {summary['best_step']} of {summary['steps']}."
-        if best is not None else "The validation loss was not finite: do not use this adapter.", "",
+        f"Validation loss {loss:.4f} after step {step} of {summary['steps']}.", "",
         "![training and validation loss](loss.png)", "", "## Scores", "",
         "Not scored yet: `llama2tut compare --adapter DIR` scores this adapter against its base.", "",
         "## Use", "", "```python", "from peft import PeftModel",
@@ -149,5 +157,5 @@ def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
         head, scores, rest = text.partition("## Scores\n")
         _, use, rest = rest.partition("## Use\n")
         if scores and use:
-            with writing(card):
+            with writing(card, "compare again"):
                 write_whole(card, f"{head}{scores}\n{score_table(comparison)}\n\n{use}{rest}")

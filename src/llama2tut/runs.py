@@ -1,6 +1,7 @@
 """A run as it is resolved and stored: `llama2tut.yaml` in the output folder, the one channel into upstream's hooks."""
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -111,10 +112,14 @@ def write_whole(path: Path, text: str) -> Path:
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one JSON object in one write, so that a killed process leaves no half line."""
+    """Append one JSON object in one write, so that a killed process leaves no half line; nor does a full disk."""
+    line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        before = os.fstat(handle).st_size
+        if os.write(handle, line) < len(line):
+            os.ftruncate(handle, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(handle)
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import MachineError, UsageError
+from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import RunConfig, read_run
 
 KEPT = 2
 # Flags that may differ between a run and its resumption: they do not change what is trained.
-_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "eval_generate", "gpus"}
+_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "eval_generate", "gpus",
+         "gradient_checkpointing", "compile"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Position:
         step: optimizer steps done.
         micro: micro-batches done.
         elapsed: seconds of training so far.
+        tokens: trained on so far, without padding.
         best_loss: lowest validation loss so far, or None.
         best_step: the step it was taken after.
         since_best: evaluations since then.
@@ -41,14 +44,15 @@ class Position:
     step: int = 0
     micro: int = 0
     elapsed: float = 0.0
+    tokens: int = 0
     best_loss: float | None = None
     best_step: int = 0
     since_best: int = 0
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what a disk can do wrong into one clear message.
+def writing(path: Path, then: str = "go on with --resume") -> Iterator[None]:
+    """Turn what a disk can do wrong into one clear message, which ends in what to do `then`.
 
     Raises:
         MachineError: no space, no permission, or the folder is gone.
@@ -62,7 +66,7 @@ def writing(path: Path) -> Iterator[None]:
         advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
                   errno.EROFS: "give a folder that can be written", errno.EACCES: "give a folder that can be written"}
         raise MachineError(f"{path} could not be written ({os.strerror(number)}); what was saved before is intact: "
-                           f"{advice.get(number, 'mend the disk')} and go on with --resume") from error
+                           f"{advice.get(number, 'mend the disk')} and {then}") from error
 
 
 def _disk_error(error: Exception) -> int | None:
@@ -127,14 +131,24 @@ def refuse_changed(config: RunConfig) -> None:
     """
     saved = read_run(config.output_dir)
     old, new = saved.to_dict(), config.to_dict()
-    faults = [f"--{key.replace('_', '-')} was {old['request'][key]} and is now {value}" for key, value
-              in new["request"].items() if key not in _FREE and old["request"][key] != value]
-    faults += [f"{key} was {old[key]} and is now {new[key]}" for key in ("model_path", "device", "precision",
+    faults = changed_flags(saved, config.request)
+    faults += [_refused(f"{key} was {old[key]} and is now {new[key]}") for key in ("model_path", "device", "precision",
                "quantization") if old[key] != new[key] and not faults]
-    faults += [f"{name} has changed since" for name in sorted({*old["digests"], *new["digests"]})
+    faults += [_refused(f"{name} has changed since") for name in sorted({*old["digests"], *new["digests"]})
                if old["digests"].get(name) != new["digests"].get(name)]
     if faults:
-        raise UsageError(*(f"--resume: {fault}; put it back, or start anew with --force" for fault in faults))
+        raise UsageError(*faults)
+
+
+def changed_flags(saved: RunConfig, request: FinetuneRequest) -> list[str]:
+    """A fault for each flag that is not what it was and changes what is trained."""
+    old, new = (dataclasses.replace(saved, request=one).to_dict()["request"] for one in (saved.request, request))
+    return [_refused(f"--{key.replace('_', '-')} was {old[key]} and is now {value}") for key, value in new.items()
+            if key not in _FREE and old[key] != value]
+
+
+def _refused(fault: str) -> str:
+    return f"--resume: {fault}; put it back, or start anew with --force"
 
 
 def open_to_readers(folder: Path) -> None:

@@ -15,14 +15,16 @@ _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without sp
 _ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
 
 
-def encode_prompt(tokenizer: Any, task: Task, row: dict[str, str], room: int) -> tuple[list[int], bool]:
+def encode_prompt(tokenizer: Any, task: Task, row: dict[str, str], room: int,
+                  advice: str = "shorten the row or raise --context-length") -> tuple[list[int], bool]:
     """The prompt of one row in at most `room` tokens, and whether its cell was cut for that.
 
     Where it is longer, the fewest characters that make it fit are dropped from the front of `row[task.shorten]`, and
     then what is left of a word that was cut through; the template around the cell stays whole.
 
     Raises:
-        DataError: it does not fit, and the task names no column to shorten or nothing of that column would be left.
+        DataError: it does not fit, and the task names no column to shorten or nothing of that column would be left;
+            the message ends in `advice`.
     """
     ids = _prompts(tokenizer, [task.render(row)])[0]
     if len(ids) <= room:
@@ -46,7 +48,6 @@ def encode_prompt(tokenizer: Any, task: Task, row: dict[str, str], room: int) ->
             if len(ids) <= room and cell[start:].strip():
                 return ids, True
         takes += f" ({len(without(len(cell)))} without any {column})"
-    advice = "shorten the row, raise --context-length or lower --max-new-tokens"
     raise DataError(f"the prompt takes {takes} where {max(room, 0)} are left beside the answer; {advice}")
 
 

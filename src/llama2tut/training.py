@@ -13,6 +13,7 @@ from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
+from llama2tut.memory import peak_gib
 from llama2tut.packing import collate
 from llama2tut.runs import METRICS_NAME, RunConfig, append_line
 from llama2tut.saving import Position, publish, read_position, save_checkpoint, writing
@@ -52,7 +53,7 @@ class TrainingRun:
         self.model: Any = None
         self.stopped_early = False
         self.first_loss = self.last_validation_loss = math.nan
-        self.tokens, self.seconds = 0, 0.0  # of this process; `at.elapsed` counts the resumed run's too
+        self.tokens, self.seconds = 0, 0.0  # of this process; `at` counts the resumed run's too
         self._restore: dict[str, Any] = {}
         self._step = _Step()
         self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
@@ -79,8 +80,7 @@ class TrainingRun:
         inner = model.get_base_model()
         inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
-        self._step.started = time.perf_counter()
-        self._peak = _peak_gib()  # upstream starts the count anew
+        self._peak = peak_gib()  # upstream starts the count anew
 
     def batches(self, examples: Any, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
         """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
@@ -134,13 +134,16 @@ class TrainingRun:
         """
         if self.config.request.keep == "last" or self.at.best_loss is None:
             publish(self.config.output_dir, self.model)
-        if self.at.best_loss is None:
+        kept = self.last_validation_loss if self.config.request.keep == "last" else self.at.best_loss
+        if kept is None or not math.isfinite(kept):
             raise TrainingError(f"the validation loss is {self.last_validation_loss}; the adapter was kept in "
                                 f"{self.config.output_dir}, but do not trust it: train again with a lower --lr")
 
     # PyTorch's hooks.
 
     def _before_forward(self, module: Any, args: Any, kwargs: Any) -> None:
+        if module.training and not self._step.started:  # the first batch is there; reading the data is not training
+            self._step.started = time.perf_counter()
         if module.training and "random" in self._restore:
             import torch
 
@@ -167,7 +170,9 @@ class TrainingRun:
         # Reading the loss waits for the GPU, so it stands before the clock; upstream's own bar would wait here too.
         loss = sum(loss.item() * count for loss, count in self._step.losses) / max(1, trained)
         seconds = time.perf_counter() - self._step.started
-        self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds)
+        self._watch(step, loss)
+        self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds,
+                                      tokens=self.at.tokens + self._step.tokens)
         self.tokens += self._step.tokens
         self.seconds += seconds
         epoch = self._plan.batches[self.at.micro - 1][0] + 1
@@ -178,7 +183,6 @@ class TrainingRun:
         left = (self._plan.steps - step) * self.seconds / (step - self._resumed_step)
         self.console.progress(f"step {step:,}/{self._plan.steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s"
                               f"  {clock(left)} left", last=step == self._plan.steps)
-        self._watch(step, loss)
         if step in self._plan.evaluate_at:
             self._evaluate(step)
         self._save_if_due(optimizer)
@@ -189,7 +193,7 @@ class TrainingRun:
     @property
     def peak_gib(self) -> float | None:
         """The most GPU memory that PyTorch has held so far, in GiB; None on a CPU."""
-        return max(self._peak, _peak_gib()) if self.config.device == "cuda" else None
+        return max(self._peak, peak_gib()) if self.config.device == "cuda" else None
 
     @property
     def _plan(self) -> Schedule:
@@ -225,7 +229,7 @@ class TrainingRun:
         """Say while it happens that training does not go well."""
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss} at step {step}; earlier checkpoints are intact: "
-                                "train again with a lower --lr")
+                                "train again with --force and a lower --lr")
         if math.isnan(self.first_loss):
             self.first_loss = loss
         if step == max(5, self._plan.steps // 10) and loss > 0.98 * self.first_loss:
@@ -234,15 +238,17 @@ class TrainingRun:
 
     def _evaluate(self, step: int) -> None:
         self._evaluated_at = step
-        loss = self.last_validation_loss = token_weighted_loss(self.model, self.validation)
+        loss = self.last_validation_loss = token_weighted_loss(self.model, self.validation, lambda done, total: (
+            self.console.progress(f"validation: {done:,}/{total:,} batches")))
+        better = math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss)
+        if better and self.config.request.keep == "best":
+            publish(self.config.output_dir, self.model)  # before answers are asked for, which can go wrong
         extra = self.score(self.model) if self.score else {}
         self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
         shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
         self.console.note(f"step {step:,}: validation loss {loss:.4f}{shown}")
-        if math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss):
+        if better:
             self.at = dataclasses.replace(self.at, best_loss=loss, best_step=step, since_best=0)
-            if self.config.request.keep == "best":
-                publish(self.config.output_dir, self.model)
             return
         self.at = dataclasses.replace(self.at, since_best=self.at.since_best + 1)
         patience = self.config.request.early_stopping_patience
@@ -289,9 +295,3 @@ class _TrainingBatches:
             self.run._next = (sum(label != -100 for example in chosen for label in example["labels"][1:]),
                               sum(len(example["input_ids"]) for example in chosen))
             yield self.run._collate(self.examples, rows)
-
-
-def _peak_gib() -> float:
-    import torch
-
-    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0

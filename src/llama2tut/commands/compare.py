@@ -13,7 +13,7 @@ from typing import Any
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.comparison import ComparedRow, Comparison
 from llama2tut.console import Console, visible
-from llama2tut.errors import UsageError
+from llama2tut.errors import MachineError, UsageError
 from llama2tut.models import newest_adapter
 from llama2tut.report import card_scores, read_metrics
 from llama2tut.requests import CompareRequest
@@ -39,11 +39,11 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     """
     from llama2tut import render
 
-    prompts = read_prompts(request.prompt_file) if request.prompt_file else None
+    prompts = read_prompts(request.prompt_file)[:request.limit] if request.prompt_file else None
     adapters = request.adapter or (newest_adapter(),)
     if len({path.resolve() for path in adapters}) < len(adapters):
         raise UsageError("--adapter names one folder twice; give each once")
-    setting = settle(request, adapters, prompts, console)
+    setting = settle(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
     scored = bool(setting.rows and setting.task and setting.task.metric != "none")
     render.check_show(request.show, scored)
     if not scored and (request.fail_under is not None or request.fail_if_worse):
@@ -58,29 +58,35 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
             console.warn(f"ROUGE reads words of a-z and 0-9 only: {unread:,} of {len(references):,} references have "
                          "none and score 0 whatever the answer")
     comparison = compare(setting, request, console)
-    if scored and request.limit is None and request.split == "test":
-        card_scores(adapters, comparison)
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
-        with writing(request.output):
+        with writing(request.output, "compare again"):
             write_whole(request.output, _render(request.format, comparison, request, width, console))
         console.note(f"written: {request.output}")
     else:
         shown = _render(request.format, comparison, request, width, console)
         if request.format != "table" and console.out.isatty():
             shown = visible(shown)  # the table has seen to that itself: its colours are its own
+    own = all(getattr(request, name) is None for name in ("model", "task", "data", "limit", "max_new_tokens",
+                                                          "quantization", "precision"))
+    if scored and own and request.split == "test":
+        try:
+            card_scores(adapters, comparison)
+        except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
+            console.warn(str(error))
     return CompareResult(comparison, shown, 3 if _gates(comparison, request, console) else 0)
 
 
 def compare(setting: Setting, request: CompareRequest, console: Console) -> Comparison:
     """Answer with every column and score the answers."""
     from llama2tut.generate import load
+    from llama2tut.loading import load_tokenizer
     from llama2tut.sampling import Sampling
 
+    ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
                      precision=setting.precision, device=setting.device)
-    ids = prompt_ids(setting, generator.tokenizer, console)
     sampling = Sampling(max_new_tokens=setting.max_new_tokens, seed=request.seed)
     columns: list[list[str]] = []
     rates: list[float] = []

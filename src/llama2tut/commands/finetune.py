@@ -15,11 +15,14 @@ from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve_last
 from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
-from llama2tut.saving import newest_checkpoint, publish, refuse_changed, writing
+from llama2tut.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
+from llama2tut.saving import changed_flags, newest_checkpoint, publish, refuse_changed, writing
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import is_python, load_task
 from llama2tut.tasks import Task
+
+_WRITTEN = ("adapter_model.safetensors", "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
+            "upstream.log")  # beside configuration, tokenizer and checkpoints
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,15 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     rows = None
     if task and request.data:
         rows = faults.attempt(load_rows, task, request.data, seed=request.seed, splits=("train", "validation"))
+    if request.eval_generate and (task is None or task.metric == "none"):
+        faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
     checkpoint = resolve_last(model, faults)
+    if checkpoint:
+        faults += _unknown_targets(request.lora_targets, checkpoint)
     faults.refuse()
     assert checkpoint is not None
     if finished:
+        console.note(f"{folder} holds a finished run; there is nothing left to do")
         return FinetuneResult(_next_steps(request))
     if not on_gpu and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
@@ -74,6 +82,7 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
            console: Console) -> FinetuneResult:
     import torch
 
+    from llama2tut.datasets import split_examples
     from llama2tut.engine import train
     from llama2tut.evaluation import answer_scorer
     from llama2tut.loading import load_tokenizer
@@ -81,6 +90,9 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
     from llama2tut.planning import gpu_room_gib
     from llama2tut.report import write_report
 
+    tokenizer = load_tokenizer(config.model_path)
+    for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet
+        split_examples(config.request, tokenizer, split)
     with _locked(config.output_dir):
         resume_from = None
         if config.request.resume:
@@ -93,16 +105,16 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
             _clear(config.output_dir)
         with writing(config.output_dir):
             config.write()
-        publish(config.output_dir, load_tokenizer(config.model_path))
-        score = None
-        if config.request.eval_generate and task and rows and task.metric != "none":
-            score = answer_scorer(config, task, rows)
+        publish(config.output_dir, tokenizer)
+        score = answer_scorer(config, checkpoint, task, rows, console) if config.request.eval_generate and task and (
+            rows) else None
         try:
             run = train(config, console, resume_from, score)
         except torch.OutOfMemoryError:
             planned = dataclasses.replace(config.request, compile=config.recorded)
-            raise MachineError("the GPU ran out of memory; checkpoints are intact: " + advice(
-                checkpoint, planned, config.precision, config.quantization, gpu_room_gib())) from None
+            changes = advice(checkpoint, planned, config.precision, config.quantization, gpu_room_gib())
+            raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
+                               "changes gradient checkpointing alone, else --force") from None
         write_report(config, run, console)
     return FinetuneResult(_next_steps(config.request))
 
@@ -116,20 +128,26 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
     """Whether the run in the output folder is finished and --resume has nothing left to do.
 
     Raises:
-        UsageError: the folder holds a run that would be lost.
+        UsageError: the folder holds a run that would be lost, or files that no run wrote.
     """
     folder = request.output_dir
     assert folder is not None
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output-dir {folder} is a file; give a folder")
+    ours = (folder / CONFIG_NAME).exists() or (folder / SUMMARY_NAME).exists()
+    if foreign := [] if ours else [name for name in _WRITTEN if (folder / name).exists()]:
+        raise UsageError(f"--output-dir {folder} holds {', '.join(foreign)}, which no run of llama2tut wrote; give "
+                         "another folder")
     finished = (folder / SUMMARY_NAME).exists()
     if request.force or (request.resume and not finished):
         return False
     if request.resume:
+        if (folder / CONFIG_NAME).exists() and (faults := changed_flags(read_run(folder), request)):
+            raise UsageError(*faults)
         return True
     if finished:
         raise UsageError(f"--output-dir {folder} holds a finished run; give another folder, or --force to replace it")
-    if newest_checkpoint(folder):
+    if newest_checkpoint(folder) or (folder / _WRITTEN[0]).exists():
         raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with "
                          "--force")
     return False
@@ -138,10 +156,20 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, and only that."""
     with writing(folder):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in ("adapter_model.safetensors", "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png",
-                     "README.md", "upstream.log"):
+        for name in ("step-*", ".step-*"):
+            for checkpoint in (folder / "checkpoints").glob(name):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        for name in _WRITTEN:
             (folder / name).unlink(missing_ok=True)
+
+
+def _unknown_targets(targets: tuple[str, ...], checkpoint: Checkpoint) -> list[str]:
+    """A fault for each of --lora-targets that names no layer; PEFT passes over it where another one does."""
+    layers = [f"model.layers.{number}.{name}" for number in range(checkpoint.config["num_hidden_layers"])
+              for name in checkpoint.linears] + ["model.embed_tokens", "lm_head"]
+    return [f"--lora-targets {target}: the model has no layers of this name; use all-linear, or q_proj,k_proj,v_proj,"
+            "o_proj,gate_proj,up_proj,down_proj" for target in targets
+            if target != "all-linear" and not any(f".{layer}".endswith(f".{target}") for layer in layers)]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`llama2tut infer`: answers of the base or the tuned model to a prompt, a file of prompts, or a task's rows."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from llama2tut.errors import DataError, UsageError
 from llama2tut.requests import InferRequest
 from llama2tut.runs import append_line
 from llama2tut.saving import writing
+
+_AGAIN = "run the same command again: it goes on"
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,20 @@ def run(request: InferRequest, console: Console) -> InferResult:
     prompts = _prompts(request)
     setting = settle(request, [request.adapter] if request.adapter else [], prompts, console,
                      template=prompts is not None and bool(request.task) and not request.raw)
-    done = _rows_done(request.output, setting) if request.output else 0
+    if not request.do_sample and (request.temperature, request.top_p, request.top_k) != (1, 1, 50):
+        console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
+    settings = _settings(request, setting) if request.output else ""
+    done = _rows_done(request.output, setting, settings) if request.output else 0
     if done == len(setting.prompts):
+        console.note(f"{request.output} has all answers; there is nothing left to do")
         return InferResult(f"{request.output}\n")
     from llama2tut.generate import load
+    from llama2tut.loading import load_tokenizer
     from llama2tut.sampling import Sampling
 
+    ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
                      precision=setting.precision, device=setting.device)
-    ids = prompt_ids(setting, generator.tokenizer, console)
     sampling = Sampling(max_new_tokens=setting.max_new_tokens, do_sample=request.do_sample,
                         temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
                         repetition_penalty=request.repetition_penalty, seed=request.seed)
@@ -52,7 +60,8 @@ def run(request: InferRequest, console: Console) -> InferResult:
     answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
                                      first_row=done)
     if request.output:
-        _append(request.output, _records(setting, answers, done), len(ids), done, console)
+        records = (record | {"settings": settings} for record in _records(setting, answers, done))
+        _append(request.output, records, len(ids), done, console)
         return InferResult(f"{request.output}\n")
     for record in _records(setting, answers, done):
         line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
@@ -75,7 +84,7 @@ def _prompts(request: InferRequest) -> list[str] | None:
         raise UsageError("--output is for rows: give --task, or --prompt-file with a .jsonl")
     if request.prompt is not None:
         return [request.prompt]
-    return read_prompts(request.prompt_file) if request.prompt_file else [_standard_input()]
+    return read_prompts(request.prompt_file)[:request.limit] if request.prompt_file else [_standard_input()]
 
 
 def _standard_input() -> str:
@@ -90,7 +99,17 @@ def _standard_input() -> str:
         raise DataError(f"standard input cannot be read ({error.strerror}); give text, or --prompt TEXT") from None
     if not text.strip():
         raise UsageError("standard input is empty; give a prompt there, or with --prompt TEXT")
-    return text.removesuffix("\n")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _settings(request: InferRequest, setting: Setting) -> str:
+    """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
+    weights = [hashlib.sha256((adapter.path / "adapter_model.safetensors").read_bytes()).hexdigest()
+               for adapter in setting.adapters]
+    sampling = [request.do_sample, request.temperature, request.top_p, request.top_k, request.seed]
+    parts = [setting.checkpoint.path, weights, setting.quantization, setting.precision, setting.max_new_tokens,
+             sampling if request.do_sample else False, request.repetition_penalty]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
@@ -114,16 +133,16 @@ def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[d
 
 def _append(path: Path, records: Iterator[dict[str, Any]], total: int, done: int, console: Console) -> None:
     """Append whole lines, so that what was answered stays answered whenever the run ends."""
-    with writing(path):
+    with writing(path, _AGAIN):
         path.parent.mkdir(parents=True, exist_ok=True)
     for number, record in enumerate(records, done + 1):
-        with writing(path):
+        with writing(path, _AGAIN):
             append_line(path, record)
         console.progress(f"{number:,}/{total:,} rows", last=number == total)
 
 
-def _rows_done(path: Path, setting: Setting) -> int:
-    """Rows that an earlier, interrupted run of the same prompts wrote.
+def _rows_done(path: Path, setting: Setting, settings: str) -> int:
+    """Rows that an earlier, interrupted run of the same prompts and settings wrote.
 
     Raises:
         DataError: the file holds something else.
@@ -133,7 +152,7 @@ def _rows_done(path: Path, setting: Setting) -> int:
     if path.is_dir():
         raise DataError(f"--output {path} is a folder; give a FILE.jsonl")
     other = f"--output {path} holds other rows than these prompts; give another file, or remove it"
-    with writing(path):
+    with writing(path, _AGAIN):
         data = path.read_bytes()
     lines = data.split(b"\n")
     if lines[-1]:
@@ -142,8 +161,12 @@ def _rows_done(path: Path, setting: Setting) -> int:
         raise DataError(other)
     for line, prompt in zip(lines[:-1], setting.prompts, strict=False):
         try:
-            if json.loads(line)["prompt"] != prompt:
+            record = json.loads(line)
+            if record["prompt"] != prompt or not isinstance(record["completion"], str):
                 raise DataError(other)
+            if record.get("settings") != settings:
+                raise DataError(f"--output {path} holds answers of another model, adapter, sampling or precision; give "
+                                "another file, or remove it")
         except (ValueError, KeyError, TypeError):
             raise DataError(other) from None
     return len(lines) - 1
