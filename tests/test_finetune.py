@@ -284,6 +284,17 @@ def test_answers_in_training_need_a_metric(run_cli, toy_model_dir, arithmetic_di
     assert (outcome.code, "has no metric to score answers by; leave it out" in outcome.err) == (2, True)
 
 
+def test_rows_beyond_what_the_model_was_made_for_are_counted(run_cli, toy_model_dir, tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = ({"text": f"{split} " * length, "label": "yes"} for length in (5, 150))
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text('prompt: "{text}\\n"\ntarget: label\nrecipe: arithmetic\n')
+    outcome = run_cli("finetune", "--task", tmp_path / "own.yaml", "--data", tmp_path, "--model", toy_model_dir,
+                      "--gpus", 0, "--context-length", 8_000, "--max-steps", 1, "--output-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "train: 1 rows are longer than the 512 tokens that" in outcome.err
+
+
 def test_an_adapter_is_published_before_its_answers_are_scored(finetune, tmp_path, monkeypatch):
     from llama2tut.generate import Generator
 

@@ -90,9 +90,13 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
     from llama2tut.planning import gpu_room_gib
     from llama2tut.report import write_report
 
-    tokenizer = load_tokenizer(config.model_path)
+    tokenizer, faults = load_tokenizer(config.model_path), Faults()
     for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet
-        split_examples(config.request, tokenizer, split)
+        examples = faults.attempt(split_examples, config.request, tokenizer, split) or ()
+        if long := sum(len(example["input_ids"]) > checkpoint.positions for example in examples):
+            console.warn(f"{split}: {long:,} rows are longer than the {checkpoint.positions:,} tokens that "
+                         f"{checkpoint.name} was made for; a lower --context-length shortens or names them")
+    faults.refuse()
     with _locked(config.output_dir):
         resume_from = None
         if config.request.resume:
