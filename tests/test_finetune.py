@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_finished_by_resuming(finet
     assert outcome.code == 0, outcome.err
     assert "going on after step 5" in outcome.err
     after = json.loads(summary.read_text())
-    for key in ("steps", "final_loss", "validation_loss", "best_validation_loss", "best_step"):
+    for key in ("steps", "tokens", "final_loss", "validation_loss", "best_validation_loss", "best_step"):
         assert after[key] == before[key]
     assert weights(tmp_path / "run") == trained
 

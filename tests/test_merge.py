@@ -47,6 +47,15 @@ def answers(model, ids):
     return model.generate(ids, max_new_tokens=24, max_length=None, do_sample=False, pad_token_id=0)[0].tolist()
 
 
+def test_merging_leaves_a_gpu_to_others(pair, tmp_path, run_cli, monkeypatch):
+    from peft import peft_model
+
+    monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")  # where PEFT reads an adapter unless told otherwise
+    base, adapter = pair
+    done = run_cli("merge", "--model", base, "--adapter", adapter, "--output-dir", tmp_path / "merged")
+    assert done.code == 0, done.err
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir, run_cli, tied):
     import torch

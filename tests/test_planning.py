@@ -47,6 +47,17 @@ def test_checkpointing_comes_on_where_the_run_would_not_fit_otherwise(resolve):
     assert resolve(room=16.0)[0].checkpointing
 
 
+def test_room_is_what_is_free_or_our_own_up_to_the_cap(monkeypatch):
+    import torch
+
+    room = planning.gpu_room_gib
+    for name, value in (("mem_get_info", (2**30, 24 * 2**30)), ("memory_reserved", 20 * 2**30)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for fraction, gib in ((1.0, 21.0), (0.5, 12.0)):  # after running out of memory nearly all of it is our own
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda fraction=fraction: fraction)
+        assert room() == gib
+
+
 def test_memory_is_told_for_the_decoder_as_it_will_run(resolve):
     # Layers that are not compiled keep more: 4,096 tokens with every layer adapted then need more than this card has.
     flags = {"room": 20.5, "gradient_checkpointing": "off"}

@@ -132,9 +132,8 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
 
 def _apart(adapters: Sequence[Adapter], *, own_rows: bool) -> Iterator[str]:
     """A warning for each further adapter that was trained otherwise than the first, whose rows and base are taken."""
-    first = adapters[0] if adapters else None
     for adapter in adapters[1:]:
-        assert first is not None
+        first = adapters[0]
         if adapter.base != first.base:
             yield f"{adapter.path} was trained on {adapter.base} and answers on {first.base} here, as {first.path} does"
         keys = [key for key in ("data", "seed") if first.request and adapter.request and (

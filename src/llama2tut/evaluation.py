@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llama2tut.console import Console
-from llama2tut.models import Checkpoint
 from llama2tut.runs import RunConfig
 from llama2tut.sources import Rows
 from llama2tut.tasks import Task
@@ -41,11 +40,11 @@ def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],
     return total / count if count else float("nan")
 
 
-def answer_scorer(config: RunConfig, checkpoint: Checkpoint, task: Task, rows: Rows,
+def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, positions: int,
                   console: Console) -> Callable[[Any], dict[str, float]]:
     """For `--eval-generate N`: a function that answers the first N validation rows and gives the mean scores.
 
-    Prompts are shortened as `infer` and `compare` shorten them.
+    Prompts are shortened as `infer` and `compare` shorten them, to what `positions` leave beside the answer.
 
     Returns:
         model -> {"eval_exact_match": 0..1} or {"eval_rouge1": …, "eval_rouge2": …, "eval_rougeL": … (F1 x 100)}.
@@ -53,11 +52,9 @@ def answer_scorer(config: RunConfig, checkpoint: Checkpoint, task: Task, rows: R
     Raises:
         DataError: a prompt does not fit the model beside its answer.
     """
-    from llama2tut.loading import load_tokenizer
     from llama2tut.tokenize import encode_prompt
 
-    chosen = rows.validation[: config.request.eval_generate]
-    tokenizer, room = load_tokenizer(config.model_path), checkpoint.positions - task.max_new_tokens
+    chosen, room = rows.validation[: config.request.eval_generate], positions - task.max_new_tokens
     prompts = [encode_prompt(tokenizer, task, row, room, "shorten the row, or leave --eval-generate out")[0]
                for row in chosen]
 

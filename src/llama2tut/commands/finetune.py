@@ -21,7 +21,8 @@ from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import is_python, load_task
 from llama2tut.tasks import Task
 
-_WRITTEN = ("adapter_model.safetensors", "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
+_ADAPTER = "adapter_model.safetensors"
+_WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
             "upstream.log")  # beside configuration, tokenizer and checkpoints
 
 
@@ -110,8 +111,9 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
         with writing(config.output_dir):
             config.write()
         publish(config.output_dir, tokenizer)
-        score = answer_scorer(config, checkpoint, task, rows, console) if config.request.eval_generate and task and (
-            rows) else None
+        score = None
+        if config.request.eval_generate and task and rows:
+            score = answer_scorer(config, task, rows, tokenizer, checkpoint.positions, console)
         try:
             run = train(config, console, resume_from, score)
         except torch.OutOfMemoryError:
@@ -151,7 +153,7 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
         return True
     if finished:
         raise UsageError(f"--output-dir {folder} holds a finished run; give another folder, or --force to replace it")
-    if newest_checkpoint(folder) or (folder / _WRITTEN[0]).exists():
+    if newest_checkpoint(folder) or (folder / _ADAPTER).exists():
         raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with "
                          "--force")
     return False

@@ -35,7 +35,9 @@ def run(request: InferRequest, console: Console) -> InferResult:
     prompts = _prompts(request)
     setting = settle(request, [request.adapter] if request.adapter else [], prompts, console,
                      template=prompts is not None and bool(request.task) and not request.raw)
-    if not request.do_sample and (request.temperature, request.top_p, request.top_k) != (1, 1, 50):
+    unset = InferRequest()
+    if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
+                                     for name in ("temperature", "top_p", "top_k")):
         console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
     settings = _settings(request, setting) if request.output else ""
     done = _rows_done(request.output, setting, settings) if request.output else 0
@@ -106,9 +108,9 @@ def _settings(request: InferRequest, setting: Setting) -> str:
     """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
     weights = [hashlib.sha256((adapter.path / "adapter_model.safetensors").read_bytes()).hexdigest()
                for adapter in setting.adapters]
-    sampling = [request.do_sample, request.temperature, request.top_p, request.top_k, request.seed]
+    sampling = [request.temperature, request.top_p, request.top_k, request.seed] if request.do_sample else None
     parts = [setting.checkpoint.path, weights, setting.quantization, setting.precision, setting.max_new_tokens,
-             sampling if request.do_sample else False, request.repetition_penalty]
+             request.repetition_penalty, sampling]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
