@@ -69,7 +69,7 @@ hooks() {
 }
 
 # Training speed and memory of stock llama-recipes, llama2tut and TRL, with what a 24 GB card has left.
-training() { "$python" scripts/bench_train.py --size 7b --steps 10 --warmup 4 --cap-gib 22.5 --folder "$weights"; }
+training() { "$python" scripts/bench_train.py --size 7b --steps 14 --warmup 4 --cap-gib 22.5 --folder "$weights"; }
 
 # Answering speed at the 7B shape, without and with the cap.
 answers() {

@@ -284,6 +284,19 @@ def test_precision_and_quantization_are_what_was_asked(toy_model_dir):
     assert quantized.quant_state.nested
 
 
+def test_unpacking_leaves_no_packed_weight_in_memory(toy_model_dir):
+    import weakref
+
+    from llama2tut.loading import unpack
+
+    model = loaded(toy_model_dir, quantization="4bit", precision="bf16")._model
+    packed = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
+    unpacked = unpack(model)
+    assert unpacked.model.layers[0].mlp.up_proj.weight.shape == (unpacked.config.intermediate_size,
+                                                                 unpacked.config.hidden_size)
+    assert packed() is None
+
+
 def test_weights_that_vanish_before_loading(toy_model_dir, tmp_path):
     import shutil
 

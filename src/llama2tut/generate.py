@@ -17,7 +17,7 @@ from typing import Any
 from llama2tut import kernels
 from llama2tut.decoding import add_adapters_in_place, decode
 from llama2tut.errors import DataError, MachineError, ModelError
-from llama2tut.loading import check_cuda, load_tokenizer, loading
+from llama2tut.loading import check_cuda, load_tokenizer, loading, unpack
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling
 
@@ -91,8 +91,7 @@ def _load(checkpoint: Checkpoint, adapters: Sequence[Adapter], quantization: str
             quantization_config=config)
     unpacked = 1.1 * dtype.itemsize * checkpoint.parameters
     if on_gpu and quantization == "4bit" and unpacked < torch.cuda.mem_get_info()[0]:
-        # The numbers that the adapter was trained against, without unpacking them again for every token.
-        model = model.dequantize()
+        model = unpack(model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
     switch: Any = None

@@ -52,6 +52,8 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
     kept = 9 * width + 2 * inner + (inner if "mlp.down_proj" in targets and not request.compile else 0)
     if quantization == "8bit":
         kept *= 2  # int8 products keep their inputs twice
+    if request.lora_dropout:  # each adapter keeps its own dropped input, two bytes, and what was dropped, one
+        kept += 1.5 * sum(checkpoint.linears[name][0] for name in targets)
     layer = tokens * kept * bytes_each
     activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer if checkpointing else layers * layer
     if quantization == "8bit" and checkpointing:  # which cannot drop what int8 products keep: the inputs of each
