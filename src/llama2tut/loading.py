@@ -61,7 +61,7 @@ def has_bf16() -> bool:
 def unpack(model: Any) -> Any:
     """A 4-bit model with the numbers that its adapter was trained against, not to be unpacked again for every token."""
     model = model.dequantize()
-    gc.collect()  # packed weights refer to themselves, and would stay beside the others: 3.3 GiB of a 7B model
+    gc.collect()  # packed weights refer to themselves, and would stay beside the others: 3.2 GiB of a 7B model
     return model
 
 
