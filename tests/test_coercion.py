@@ -33,6 +33,7 @@ SHARE = {"above": 0, "most": 1}
     (False, Literal["auto", "on", "off"], {}, "off"),
     ("4", int | None, {}, 4),
     (None, int | None, {}, None),
+    ("auto", int | None, {"auto": True}, None),
     ("q_proj, v_proj", tuple[str, ...], {}, ("q_proj", "v_proj")),
     (["q_proj", "v_proj"], tuple[str, ...], {}, ("q_proj", "v_proj")),
     ("a,b", tuple[Path, ...], {}, (Path("a,b"),)),

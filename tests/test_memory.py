@@ -57,10 +57,33 @@ def test_checkpointing_saves_less_where_products_are_in_int8():
     assert saved[1] < saved[0]
 
 
-def test_advice_names_changes_that_would_each_fit():
-    request = dataclasses.replace(REQUEST, context_length=4096)
-    assert advice(LLAMA_2_7B, request, "bf16", "4bit", 13.0) == (
-        "add --context-length 2048, or --context-length 1024, or --context-length 512")
-    assert "--gradient-checkpointing on" in advice(LLAMA_2_7B, request, "bf16", "4bit", 7.0)
-    assert "--quantization 4bit" in advice(LLAMA_2_7B, request, "bf16", "none", 19.0)
-    assert "smaller --model" in advice(LLAMA_2_7B, request, "bf16", "4bit", 2.0)
+def advised(room, precision="bf16", quantization="4bit", checkpointing=False, **changes):
+    return advice(LLAMA_2_7B, dataclasses.replace(REQUEST, **changes), precision, quantization, room,
+                  checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize(("run", "changes"), [
+    ({"room": 13.0, "context_length": 4096}, ["--context-length 2048", "--gradient-checkpointing on"]),
+    ({"room": 7.0, "context_length": 4096, "checkpointing": True}, ["--context-length 2048"]),
+    ({"room": 8.5, "context_length": 4096}, [
+        "--context-length 512", "--lora-targets q_proj,v_proj --context-length 1024",
+        "--lora-targets q_proj,v_proj --gradient-checkpointing on"]),
+    ({"room": 22.5, "context_length": 2048, "quantization": "none"}, [
+        "--quantization 4bit", "--lora-targets q_proj,v_proj", "--context-length 1024"]),
+    ({"room": 6.0, "context_length": 4096, "quantization": "none"}, [
+        "--quantization 4bit --context-length 512 --gradient-checkpointing on"]),
+    ({"room": 7.5, "context_length": 512, "batch_size": 16}, [
+        "--batch-size 1", "--batch-size 4 --gradient-checkpointing on"]),
+])
+def test_advice_names_changes_that_would_each_fit(run, changes):
+    assert advised(**run) == "add " + ", or ".join(changes)
+
+
+def test_nothing_is_advised_that_would_not_fit():
+    assert advised(2.0) == advised(2.0, quantization="none") == "use a smaller --model, or a GPU with more memory"
+
+
+def test_after_running_out_of_memory_nothing_is_advised_that_is_so_already():
+    set_already = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8, "gradient_checkpointing": "on"}
+    found = advised(22.5, context_length=4096, checkpointing=True, **set_already)
+    assert found == "add --context-length 2048"

@@ -19,7 +19,7 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The command and its flags, each as `--name=value` with underscores.
 
     Raises:
-        UsageError: every word that cannot be meant, with what is nearest to it.
+        UsageError: every word that cannot be meant, with what is nearest to it, and every value.
     """
     command, *rest = argv
     if command.startswith("-"):
@@ -40,10 +40,13 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
             faults.append(f"--{name.replace('_', '-')} stands twice; give it once")
         else:
             flags.setdefault(name, []).append(value)
-    if faults:
-        raise UsageError(*faults)
     # NUL cannot occur inside an argument, so it separates the values of a repeatable flag without ambiguity.
-    return command, [f"--{name}={chr(0).join(values)}" for name, values in flags.items()]
+    joined = {name: chr(0).join(values) for name, values in flags.items()}
+    if faults:
+        from llama2tut.building import read_flags
+
+        raise UsageError(*faults, *read_flags(command, joined)[1])
+    return command, [f"--{name}={text}" for name, text in joined.items()]
 
 
 def _read_flag(word: str, words: list[str], fields: dict[str, dataclasses.Field[object]],

@@ -30,15 +30,7 @@ def build_request(command: str, flags: Mapping[str, str]) -> Request:
     """
     cls = COMMANDS[command]
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
-    faults: list[str] = []
-    given: dict[str, Any] = {}
-    for name, text in flags.items():
-        try:
-            given[name] = _coerce_all(text, hints[name], fields[name].metadata)
-        except ValueError as error:
-            typed = _short(text.replace("\0", " and "))
-            faults.append(f"--{_kebab(name)} {error}, not '{typed}'; see llama2tut {command} --help")
+    given, faults = read_flags(command, flags)
     layer: dict[str, Any] = {}
     try:
         if cls is FinetuneRequest:
@@ -57,6 +49,22 @@ def build_request(command: str, flags: Mapping[str, str]) -> Request:
     if faults := _cross_faults(request):
         raise UsageError(*faults)
     return request
+
+
+def read_flags(command: str, flags: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The flags' values in the types of their fields, and what is wrong with the others; arguments as above."""
+    cls = COMMANDS[command]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, text in flags.items():
+        try:
+            given[name] = _coerce_all(text, hints[name], fields[name].metadata)
+        except ValueError as error:
+            typed = _short(text.replace("\0", " and "))
+            faults.append(f"--{_kebab(name)} {error}, not '{typed}'; see llama2tut {command} --help")
+    return given, faults
 
 
 def _kebab(name: str) -> str:

@@ -28,13 +28,13 @@ def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
     Args:
         value: a string from the command line, or what YAML made of it.
         annotation: the field's type.
-        limits: the field's metadata: `least`, `most`, `above`.
+        limits: the field's metadata: `least`, `most`, `above`, `auto`.
 
     Raises:
         ValueError: the value does not fit; the message says what is wanted, as in "wants a whole number".
     """
     if get_origin(annotation) in (Union, types.UnionType):
-        if value is None:
+        if value is None or (value == "auto" and limits.get("auto")):
             return None
         annotation = next(arm for arm in get_args(annotation) if arm is not type(None))
     origin = get_origin(annotation)

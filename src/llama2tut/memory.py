@@ -1,6 +1,7 @@
 """How much GPU memory a training run takes, told from shapes alone, and took; docs/performance.md has the peaks."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,20 +65,40 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
                     workspace=max(_WORKSPACE, logits / _GIB))
 
 
-def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, room: float) -> str:
-    """The cheapest changes, at most three, that would each make the run fit `room` GiB."""
-    changes: list[tuple[str, dict[str, Any], bool]] = [
-        ("--lora-targets q_proj,v_proj", {"lora_targets": ("q_proj", "v_proj")}, False)]
-    changes += [(f"--context-length {length}", {"context_length": length}, False) for length in (2048, 1024, 512)
-                if length < request.context_length]
-    changes += [("--gradient-checkpointing on", {}, True)]
-    changes += [(f"--gradient-checkpointing on --context-length {length}", {"context_length": length}, True)
-                for length in (2048, 1024, 512) if length < request.context_length]
-    fitting = [flags for flags, fields, on in changes if estimate(
-        checkpoint, dataclasses.replace(request, **fields), precision, quantization, checkpointing=on).fits(room)]
-    if quantization != "4bit":
-        fitting.insert(0, "--quantization 4bit")
-    return "add " + ", or ".join(fitting[:3]) if fitting else "use a smaller --model, or a GPU with more memory"
+def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, room: float, *,
+           checkpointing: bool) -> str:
+    """The cheapest changes, at most three, that would each make the run fit `room` GiB, of as few flags as can be.
+
+    The other arguments: as for `estimate`, of the run that does not fit.
+    """
+    levels: dict[str, list[Any]] = {  # the mildest first
+        "quantization": ["4bit"],
+        "batch_size": [request.batch_size // parts for parts in (2, 4, 8, 16) if request.batch_size >= parts] + [1],
+        "lora_targets": [("q_proj", "v_proj")],
+        "context_length": [length for length in (2048, 1024, 512) if length < request.context_length],
+        "gradient_checkpointing": ["on"],
+    }
+
+    def needed(changes: dict[str, Any]) -> float:
+        changed = dataclasses.replace(request, **changes)
+        return estimate(checkpoint, changed, precision, changes.get("quantization", quantization),
+                        checkpointing=checkpointing or "gradient_checkpointing" in changes).total
+
+    def milder(known: dict[str, Any], changes: dict[str, Any]) -> bool:
+        return all(name in changes and levels[name].index(value) <= levels[name].index(changes[name])
+                   for name, value in known.items())
+
+    fitting: list[dict[str, Any]] = []
+    for names in itertools.chain.from_iterable(itertools.combinations(levels, count) for count in (1, 2, 3)):
+        for values in itertools.product(*(levels[name] for name in names)):
+            changes = dict(zip(names, values, strict=True))
+            # Less than now, too: a run that has run out of memory may fit by the estimate as it is.
+            if needed(changes) <= room and needed(changes) < needed({}) and not any(
+                    milder(known, changes) for known in fitting):
+                fitting.append(changes)
+    ways = [" ".join(f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
+                     for name, value in fields.items()) for fields in fitting[:3]]
+    return "add " + ", or ".join(ways) if ways else "use a smaller --model, or a GPU with more memory"
 
 
 def peak_gib() -> float:

@@ -32,6 +32,8 @@ def page(comparison: Comparison) -> str:
     hint = "Marked words differ from the reference."
     if comparison.headline == "rougeL":
         hint += " Right is an answer whose ROUGE-L is not below the base model's."
+    if len(comparison.adapters) > 1:
+        hint += " Right, wrong, recipe and loss are of the first adapter."
     fills = {
         "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
                   "base-uri 'none'; form-action 'none'",

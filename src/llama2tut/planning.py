@@ -52,7 +52,8 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
         needed = estimate(checkpoint, planned, precision, quantization, checkpointing=checkpointing)
         if not needed.fits(room) and not request.dry_run:
             raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-                               + advice(checkpoint, planned, precision, quantization, room))
+                               + advice(checkpoint, planned, precision, quantization, room,
+                                        checkpointing=checkpointing))
     digests = {**(rows.digests if rows else {}), **task_digest(request.task)}
     config = RunConfig(
         request=request, model_path=checkpoint.path, device=device, precision=precision, quantization=quantization,

@@ -11,6 +11,7 @@ from llama2tut.comparison import Comparison
 from llama2tut.console import Console, clock
 from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, write_whole
 from llama2tut.saving import writing
+from llama2tut.smollm2 import ALIAS
 from llama2tut.training import TrainingRun
 
 
@@ -128,6 +129,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
               ("base weights", config.quantization if config.quantization != "none" else config.precision),
               ("precision", config.precision), ("seed", request.seed)]
     loss, step = _kept(summary)
+    converted = f"  # {ALIAS}, as llama2tut converted it on the machine that trained" if request.model == ALIAS else ""
     return "\n".join([
         "---", "library_name: peft", f"base_model: {json.dumps(request.model)}",
         "tags: [lora, llama2tut, llama-recipes]", "---", "",
@@ -139,7 +141,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
         "Not scored yet: `llama2tut compare --adapter DIR` scores this adapter against its base.", "",
         "## Use", "", "```python", "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(config.model_path)})",
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(config.model_path)}){converted}",
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(config.model_path)})",
         'model = PeftModel.from_pretrained(base, "DIR")  # this folder', "```", "",
         "The base model's licence applies to the adapter too.", ""])

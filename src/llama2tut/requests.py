@@ -17,7 +17,7 @@ def flag(default: Any, help: str, **limits: Any) -> Any:
     """One flag: its default (`...` where there is none), its help, and its limits.
 
     Limits: `least` and `most` (inclusive), `above` (exclusive), `group` (a heading of the help),
-    `yaml` (the key's name where it differs), `repeat` (may be given several times).
+    `yaml` (the key's name where it differs), `repeat` (may be given several times), `auto` (the word means None).
     """
     metadata = {"help": help, **limits}
     if default is ...:
@@ -118,7 +118,8 @@ class InferRequest:
     raw: bool = flag(False, "the prompt as it is, without the task's template", group="What")
     output: Path | None = flag(None, "write rows to FILE.jsonl; run again to go on where it ended", group="What")
 
-    batch_size: int | None = flag(None, "prompts at a time [auto]", least=1, most=65_536, group="Answers")
+    batch_size: int | None = flag(None, "prompts at a time, or auto [auto]", least=1, most=65_536, auto=True,
+                                  group="Answers")
     max_new_tokens: int | None = flag(None, "longest answer, in tokens [the task's own, else 256]", least=1,
                                       most=131_072, group="Answers")
     do_sample: bool = flag(False, "sample instead of taking the likeliest token", group="Answers")
@@ -148,14 +149,16 @@ class CompareRequest:
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")
     output: Path | None = flag(None, "write it to this file instead of stdout", group="Result")
-    show: str = flag("8", "rows in the table: a number, `all`, `wrong`, `right` or `changed`", group="Result")
+    show: str = flag("8", "rows in the table: a number, `all`, `changed`, or the first adapter's `wrong` or `right`",
+                     group="Result")
     spreadsheet_safe: bool = flag(False, "csv: quote cells that a spreadsheet would run as a formula",
                                   group="Result")
     fail_under: float | None = flag(None, "exit 3 if tuned scores lower (exact match: 0 to 1, ROUGE-L: 0 to 100)",
                                     group="Result")
     fail_if_worse: bool = flag(False, "exit 3 if tuned is below base beyond chance", group="Result")
 
-    batch_size: int | None = flag(None, "prompts at a time [auto]", least=1, most=65_536, group="Answers")
+    batch_size: int | None = flag(None, "prompts at a time, or auto [auto]", least=1, most=65_536, auto=True,
+                                  group="Answers")
     max_new_tokens: int | None = flag(None, "longest answer, in tokens [the task's own]", least=1, most=131_072,
                                       group="Answers")
     quantization: Quantization | None = flag(None, "base weights [as trained on a GPU, else none]", group="Answers")

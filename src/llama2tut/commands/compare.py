@@ -13,7 +13,7 @@ from typing import Any
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.comparison import ComparedRow, Comparison
 from llama2tut.console import Console, visible
-from llama2tut.errors import MachineError, UsageError
+from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.models import newest_adapter
 from llama2tut.report import card_scores, read_metrics
 from llama2tut.requests import CompareRequest
@@ -39,17 +39,25 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     """
     from llama2tut import render
 
-    prompts = read_prompts(request.prompt_file)[:request.limit] if request.prompt_file else None
-    adapters = request.adapter or (newest_adapter(),)
+    faults = Faults()
+    prompts = faults.attempt(read_prompts, request.prompt_file) if request.prompt_file else None
+    prompts = prompts and prompts[:request.limit]
+    adapters = request.adapter or faults.attempt(lambda: (newest_adapter(),)) or ()
     if len({path.resolve() for path in adapters}) < len(adapters):
-        raise UsageError("--adapter names one folder twice; give each once")
+        faults.append("--adapter names one folder twice; give each once")
+    faults.attempt(render.check_show, request.show, scored=not request.prompt_file)
+    if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
+        faults.append(f"--output {request.output} is no file in a folder that exists; give another")
+    faults.refuse()
     setting = settle(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
     scored = bool(setting.rows and setting.task and setting.task.metric != "none")
     render.check_show(request.show, scored)
+    best = 1 if setting.task and setting.task.metric == "exact_match" else 100
+    if request.fail_under is not None and request.fail_under > best:
+        raise UsageError(f"--fail-under {request.fail_under:g} cannot be met: this score goes from 0 to {best}; "
+                         "give one of these")
     if not scored and (request.fail_under is not None or request.fail_if_worse):
         raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
-    if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
-        raise UsageError(f"--output {request.output} is no file in a folder that exists; give another")
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
     if scored and setting.task and setting.task.metric == "rouge":

@@ -118,7 +118,8 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
             run = train(config, console, resume_from, score)
         except torch.OutOfMemoryError:
             planned = dataclasses.replace(config.request, compile=config.recorded)
-            changes = advice(checkpoint, planned, config.precision, config.quantization, gpu_room_gib())
+            changes = advice(checkpoint, planned, config.precision, config.quantization, gpu_room_gib(),
+                             checkpointing=config.checkpointing)
             raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
                                "changes gradient checkpointing alone, else --force") from None
         write_report(config, run, console)
