@@ -47,6 +47,16 @@ def test_tokens_equal_generate_one_prompt_at_a_time(model, adapter):
     assert together == alone
 
 
+def test_the_whole_cache_is_there_before_the_first_layer_runs(model):
+    ready = []
+    hook = model.get_base_model().model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: ready.append(all(layer.is_initialized for layer in kwargs["past_key_values"].layers)),
+        with_kwargs=True)
+    decode(model, *padded(PROMPTS), 2, [], 0)
+    hook.remove()
+    assert ready == [True, True]
+
+
 def test_the_adapter_changes_the_answers(model):
     on = decode(model, *padded(PROMPTS), 12, [], 0)
     with model.disable_adapter():

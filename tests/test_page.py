@@ -103,6 +103,12 @@ def test_a_curve_of_many_steps_stays_small_and_skips_what_is_no_number():
     assert "nan" not in path
 
 
+def test_with_several_adapters_it_says_whose_the_filters_and_the_curve_are():
+    said = "Right, wrong, recipe and loss are of the first adapter."
+    assert said in page(arithmetic(2))
+    assert said not in page(arithmetic(1))
+
+
 def test_prompts_from_a_file_have_no_right_and_wrong():
     outline = Outline(page(prompts()))
     assert [attrs["href"] for attrs in outline.all("a")[:2]] == ["#all", "#changed"]

@@ -22,4 +22,5 @@ def test_smollm2_learns_arithmetic(run_cli, tmp_path):
     assert tuned > base
     assert found["differences"]["finetuned"]["interval"][0] > 0  # beyond chance
     assert read_adapter(run).base == "smollm2-135m"
+    assert '-0.1.2")  # smollm2-135m, as llama2tut converted it' in (run / "README.md").read_text()
     assert resolve("smollm2-135m").config["model_type"] == "llama"

@@ -88,12 +88,13 @@ def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, qua
         return all(name in changes and levels[name].index(value) <= levels[name].index(changes[name])
                    for name, value in known.items())
 
+    now = needed({})
     fitting: list[dict[str, Any]] = []
     for names in itertools.chain.from_iterable(itertools.combinations(levels, count) for count in (1, 2, 3)):
         for values in itertools.product(*(levels[name] for name in names)):
             changes = dict(zip(names, values, strict=True))
             # Less than now, too: a run that has run out of memory may fit by the estimate as it is.
-            if needed(changes) <= room and needed(changes) < needed({}) and not any(
+            if (then := needed(changes)) <= room and then < now and not any(
                     milder(known, changes) for known in fitting):
                 fitting.append(changes)
     ways = [" ".join(f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"

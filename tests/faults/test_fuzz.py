@@ -80,7 +80,7 @@ WORD = st.one_of(FLAG, VALUE, st.tuples(FLAG, VALUE).map("=".join))
 def test_command_lines(command, words, folder):
     # The model does not exist, so no line of these commands gets as far as loading one.
     guard = ["--model=nowhere"] if "model" in COMMANDS[command].__dataclass_fields__ else []
-    only_what_is_promised([command, *words, *guard], folder)
+    assert only_what_is_promised([command, *words, *guard], folder) in (0, 2)  # 3 is for a comparison that was made
 
 
 @FUZZ

@@ -51,13 +51,13 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     faults.refuse()
     setting = settle(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
     scored = bool(setting.rows and setting.task and setting.task.metric != "none")
-    render.check_show(request.show, scored)
+    render.check_show(request.show, scored)  # again: a task may have no metric
+    if not scored and (request.fail_under is not None or request.fail_if_worse):
+        raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
     best = 1 if setting.task and setting.task.metric == "exact_match" else 100
     if request.fail_under is not None and request.fail_under > best:
         raise UsageError(f"--fail-under {request.fail_under:g} cannot be met: this score goes from 0 to {best}; "
                          "give one of these")
-    if not scored and (request.fail_under is not None or request.fail_if_worse):
-        raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
     if scored and setting.task and setting.task.metric == "rouge":
