@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from llama2tut.runs import append_line
+from llama2tut.files import append_line
 
 
 def test_a_line_that_a_full_disk_cuts_short_is_taken_back_and_said(tmp_path, monkeypatch):

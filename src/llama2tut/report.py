@@ -9,8 +9,8 @@ from typing import Any
 from llama2tut import __version__
 from llama2tut.comparison import Comparison
 from llama2tut.console import Console, clock
-from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig, write_whole
-from llama2tut.saving import writing
+from llama2tut.files import write_whole, writing
+from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
 from llama2tut.smollm2 import ALIAS
 from llama2tut.training import TrainingRun
 

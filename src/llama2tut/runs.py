@@ -1,10 +1,7 @@
 """A run as it is resolved and stored: `llama2tut.yaml` in the output folder, the one channel into upstream's hooks."""
 
 import dataclasses
-import errno
 import importlib.metadata
-import json
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from typing import Any
 
 from llama2tut import __version__
 from llama2tut.errors import ModelError
+from llama2tut.files import write_whole
 from llama2tut.requests import FinetuneRequest, Precision, Quantization
 from llama2tut.yaml_files import read_yaml
 
@@ -98,30 +96,6 @@ def read_run(folder_or_file: Path) -> RunConfig:
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ModelError(f"{path} was not written by this version of llama2tut; train again, "
                          "or name --task, --data and --model") from None
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file beside its place and move it there, so that nobody ever sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
-def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one JSON object in one write, so that a killed process leaves no half line; nor does a full disk."""
-    line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        before = os.fstat(handle).st_size
-        if os.write(handle, line) < len(line):
-            os.ftruncate(handle, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(handle)
 
 
 def package_versions() -> dict[str, str]:

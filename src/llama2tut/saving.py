@@ -4,20 +4,17 @@ A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (optimi
 unpickling restricted to tensors) and state.json (step, micro-batch, best loss so far).
 """
 
-import contextlib
 import dataclasses
-import errno
 import io
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.errors import MachineError, UsageError
+from llama2tut.errors import UsageError
+from llama2tut.files import open_to_readers, writing
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import RunConfig, read_run
 
@@ -48,33 +45,6 @@ class Position:
     best_loss: float | None = None
     best_step: int = 0
     since_best: int = 0
-
-
-@contextlib.contextmanager
-def writing(path: Path, then: str = "go on with --resume") -> Iterator[None]:
-    """Turn what a disk can do wrong into one clear message, which ends in what to do `then`.
-
-    Raises:
-        MachineError: no space, no permission, or the folder is gone.
-    """
-    try:
-        yield
-    except Exception as error:
-        number = _disk_error(error)
-        if number is None:
-            raise
-        advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
-                  errno.EROFS: "give a folder that can be written", errno.EACCES: "give a folder that can be written"}
-        raise MachineError(f"{path} could not be written ({os.strerror(number)}); what was saved before is intact: "
-                           f"{advice.get(number, 'mend the disk')} and {then}") from error
-
-
-def _disk_error(error: Exception) -> int | None:
-    """The errno of a failed write, also where safetensors or tokenizers wrote, which raise exceptions of their own."""
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Position) -> Path:
@@ -149,12 +119,6 @@ def changed_flags(saved: RunConfig, request: FinetuneRequest) -> list[str]:
 
 def _refused(fault: str) -> str:
     return f"--resume: {fault}; put it back, or start anew with --force"
-
-
-def open_to_readers(folder: Path) -> None:
-    """Let who may read a folder read its files: safetensors are written for the user's eyes only."""
-    for file in folder.iterdir():
-        file.chmod(folder.stat().st_mode & 0o666)
 
 
 def publish(output_dir: Path, part: Any) -> None:

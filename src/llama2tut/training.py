@@ -13,10 +13,11 @@ from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
+from llama2tut.files import append_line, writing
 from llama2tut.memory import peak_gib
 from llama2tut.packing import collate
-from llama2tut.runs import METRICS_NAME, RunConfig, append_line
-from llama2tut.saving import Position, publish, read_position, save_checkpoint, writing
+from llama2tut.runs import METRICS_NAME, RunConfig
+from llama2tut.saving import Position, publish, read_position, save_checkpoint
 from llama2tut.schedule import Schedule, plan
 
 _SAVE_EVERY = 600  # seconds

@@ -11,9 +11,8 @@ from typing import Any
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
+from llama2tut.files import append_line, writing
 from llama2tut.requests import InferRequest
-from llama2tut.runs import append_line
-from llama2tut.saving import writing
 
 _AGAIN = "run the same command again: it goes on"
 
