@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llama2tut import saving, training
-from llama2tut.cli import main as cli
+from llama2tut.cli.main import main as cli
 from llama2tut.training import TrainingRun
 
 spent: dict[str, float] = defaultdict(float)  # seconds

@@ -201,7 +201,7 @@ def run_stock(options: argparse.Namespace) -> tuple[list[float], list[int]]:
 
 def run_ours(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     """`llama2tut finetune` with a recipe; its own metrics tell the rates."""
-    from llama2tut.cli import main as cli
+    from llama2tut.cli.main import main as cli
 
     recipe = options.one.removeprefix("ours-")
     flags = ["--config", "arithmetic-cpu", "--gpus", "0"] if recipe == "cpu" else ["--config", recipe]

@@ -40,7 +40,7 @@ def run_cli(capsys):
     """Runs a command line through the entry point's own `main` and gives its exit code, stdout and stderr."""
 
     def run(*argv) -> Outcome:
-        from llama2tut.cli import main
+        from llama2tut.cli.main import main
 
         capsys.readouterr()
         code = main([str(word) for word in argv])

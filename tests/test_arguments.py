@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama2tut.arguments import split_argv
+from llama2tut.cli.arguments import split_argv
 from llama2tut.errors import UsageError
 
 

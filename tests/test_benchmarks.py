@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.cli import main
+from llama2tut.cli.main import main
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.building import build_request, default_output_dir, recipe_path
+from llama2tut.cli.building import build_request, default_output_dir, recipe_path
 from llama2tut.errors import UsageError
 from llama2tut.requests import CompareRequest, GenArithmeticRequest
 
@@ -12,7 +12,7 @@ from llama2tut.requests import CompareRequest, GenArithmeticRequest
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llama2tut.building.gpu_present", lambda: False)
+    monkeypatch.setattr("llama2tut.cli.building.gpu_present", lambda: False)
 
 
 def faults(command: str, **flags: str) -> list[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut import __version__, cli
+from llama2tut import __version__
+from llama2tut.cli import main as cli
 from llama2tut.errors import DataError, Interrupted, UsageError
 from llama2tut.requests import COMMANDS, FinetuneRequest, InferRequest
 

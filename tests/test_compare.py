@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="module")
 def adapters(toy_model_dir, arithmetic_dir, tmp_path_factory):
     """Two short runs, the second one trained longer."""
-    from llama2tut.cli import main
+    from llama2tut.cli.main import main
 
     root = tmp_path_factory.mktemp("runs")
     for name, steps in (("one", 2), ("two", 6)):

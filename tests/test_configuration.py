@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.building import build_request
+from llama2tut.cli.building import build_request
 from llama2tut.errors import UsageError
 from llama2tut.requests import FinetuneRequest
 

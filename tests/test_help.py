@@ -6,7 +6,7 @@ import re
 import pytest
 
 from llama2tut import __version__
-from llama2tut.help import command_help, general_help
+from llama2tut.cli.help import command_help, general_help
 from llama2tut.requests import COMMANDS
 
 

@@ -20,7 +20,7 @@ def _finetune(argv: list[str], log: str) -> None:
         os.dup2(file.fileno(), 2)
     import torch
 
-    from llama2tut.cli import main
+    from llama2tut.cli.main import main
 
     torch.set_num_threads(1)
     os._exit(main(argv))
@@ -46,7 +46,7 @@ def _assert_readable(folder: Path) -> None:
 def test_killed_at_twenty_random_moments(toy_model_dir, arithmetic_dir, tmp_path):
     # A server that has imported the heavy packages and started no thread forks each run in a moment.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli"])
+    context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli.main"])
 
     def line(folder: str) -> list[str]:
         return ["finetune", "--task", "arithmetic", "--data", str(arithmetic_dir), "--model", str(toy_model_dir),

@@ -27,7 +27,7 @@ SHADES = ("red", "green", "blue")
 
 
 def finetune(*flags, model: Path) -> int:
-    from llama2tut.cli import main
+    from llama2tut.cli.main import main
 
     return main(["finetune", "--model", str(model), "--max-steps", "2", "--batch-size", "4", *map(str, flags)])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llama2tut.building import build_request
+from llama2tut.cli.building import build_request
 from llama2tut.engine import upstream_arguments
 from llama2tut.requests import FinetuneRequest
 from llama2tut.runs import RunConfig
@@ -87,7 +87,7 @@ def test_flags_beat_the_recipe_and_the_recipe_beats_the_defaults():
     ("samsum", True, {"gpus": "0"}, "samsum-cpu"),
 ])
 def test_task_and_hardware_choose_the_recipe(monkeypatch, task, gpu, flags, recipe):
-    monkeypatch.setattr("llama2tut.building.gpu_present", lambda: gpu)
+    monkeypatch.setattr("llama2tut.cli.building.gpu_present", lambda: gpu)
     chosen = build_request("finetune", {"task": task, **flags})
     named = build_request("finetune", {"task": task, "config": recipe, **flags})
     assert chosen == dataclasses.replace(named, config=None)

@@ -165,7 +165,7 @@ def test_a_given_chat_is_shortened_and_framed_as_a_row_is(name, chats, toy_model
 
 @pytest.fixture(scope="module")
 def tuned(chats, toy_model_dir, tmp_path_factory) -> Path:
-    from llama2tut.cli import main
+    from llama2tut.cli.main import main
 
     folder = tmp_path_factory.mktemp("tuned")
     with contextlib.chdir(folder):

@@ -9,7 +9,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`2>&-`); libraries write to it all the same
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    from llama2tut.cli import main as run
+    from llama2tut.cli.main import main as run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from llama2tut import cli
+from llama2tut.cli import main as cli
 from llama2tut.requests import COMMANDS
 
 FLAGS = [(command, field) for command, cls in COMMANDS.items() for field in dataclasses.fields(cls)]

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama2tut import cli
+from llama2tut.cli import main as cli
 from llama2tut.requests import COMMANDS
 
 FUZZ = settings(max_examples=200, derandomize=True, deadline=None, database=None,

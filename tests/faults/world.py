@@ -65,7 +65,7 @@ class World:
 
     def main(self, argv: list[str], *, terminal: bool) -> Outcome:
         """The entry point's own `main`, in this process."""
-        from llama2tut.cli import main
+        from llama2tut.cli.main import main
 
         out, err = io.StringIO(), io.StringIO()
         self.monkeypatch.setattr(out, "isatty", lambda: terminal)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.building import default_output_dir
+from llama2tut.cli.building import default_output_dir
 from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from llama2tut import __version__
+from llama2tut.cli.help import command_help, general_help
 from llama2tut.console import Console
 from llama2tut.errors import Interrupted, UsageError, UserError
-from llama2tut.help import command_help, general_help
 from llama2tut.requests import COMMANDS, Request
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> Request:
     Raises:
         UsageError: whatever is wrong with the line.
     """
-    from llama2tut.arguments import split_argv
+    from llama2tut.cli.arguments import split_argv
 
     command, flags = split_argv(argv)
     import fire
@@ -113,7 +113,7 @@ def _builder(command: str) -> Callable[..., Request]:
     """A function with the request's fields for keywords, which Fire calls with the strings that were typed."""
     from fire.decorators import SetParseFn
 
-    from llama2tut.building import build_request
+    from llama2tut.cli.building import build_request
 
     def build(**flags: str) -> Request:
         return build_request(command, {name: text for name, text in flags.items() if text is not None})

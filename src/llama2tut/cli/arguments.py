@@ -43,7 +43,7 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
     # NUL cannot occur inside an argument, so it separates the values of a repeatable flag without ambiguity.
     joined = {name: chr(0).join(values) for name, values in flags.items()}
     if faults:
-        from llama2tut.building import read_flags
+        from llama2tut.cli.building import read_flags
 
         raise UsageError(*faults, *read_flags(command, joined)[1])
     return command, [f"--{name}={text}" for name, text in joined.items()]

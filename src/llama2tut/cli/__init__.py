@@ -1,0 +1,1 @@
+"""argv -> request -> printed result and exit code."""
