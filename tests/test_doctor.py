@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut import checks, models, probe
-from llama2tut.commands import doctor
+from llama2tut import models
+from llama2tut.commands import checks, doctor, probe
 
 FAKE_CUDA = """
 __version__ = "2.13.0+fake"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut import checks
-from llama2tut.checks import Check, check
+from llama2tut.commands import checks
+from llama2tut.commands.checks import Check, check
 from llama2tut.console import Console, visible
 from llama2tut.models import gpu_present
 from llama2tut.requests import DoctorRequest
@@ -33,7 +33,7 @@ def run(request: DoctorRequest, console: Console) -> DoctorResult:
     """Look at everything. A look that fails is a finding, too."""
     gpu = gpu_present()
     # Torch takes most of the time; the other checks run beside it.
-    with subprocess.Popen([sys.executable, "-P", "-m", "llama2tut.probe", "cuda" if gpu else "cpu"],
+    with subprocess.Popen([sys.executable, "-P", "-m", "llama2tut.commands.probe", "cuda" if gpu else "cpu"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") as probe:
         looks: dict[str, Callable[[], Iterable[Check]]] = {
             "packages": lambda: checks.packages(gpu), "mends": checks.llama_recipes,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.checkpoints import read_json
-from llama2tut.checks import free_memory_gib
+from llama2tut.commands.checks import free_memory_gib
 from llama2tut.console import Console
 from llama2tut.engine import torch_dtype
 from llama2tut.errors import MachineError, UsageError
