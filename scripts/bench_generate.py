@@ -70,9 +70,9 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
     import torch
 
     from llama2tut.answering import prompt_ids, settle
+    from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
     from llama2tut.generate import load
-    from llama2tut.requests import CompareRequest
     from llama2tut.sampling import Sampling
 
     if options.cap_gib and torch.cuda.is_available():

@@ -13,9 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llama2tut.requests import COMMANDS, FinetuneRequest
+from llama2tut.config.requests import COMMANDS, FinetuneRequest
+from llama2tut.config.upstream_fields import setting_faults, upstream_fields
 from llama2tut.resources import shipped
-from llama2tut.upstream import setting_faults, upstream_fields
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # These say where and how to run, not what: a recipe may not hold them.

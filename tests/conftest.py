@@ -85,8 +85,8 @@ def toy_model_dir(tmp_path_factory) -> Path:
 def arithmetic_dir(tmp_path_factory) -> Path:
     """A small arithmetic data set, made by the product itself."""
     from llama2tut.commands import gen_arithmetic
+    from llama2tut.config.requests import GenArithmeticRequest
     from llama2tut.console import Console
-    from llama2tut.requests import GenArithmeticRequest
 
     folder = tmp_path_factory.mktemp("data") / "arithmetic"
     gen_arithmetic.run(GenArithmeticRequest(output_dir=folder, train=120, validation=20, test=20), Console())

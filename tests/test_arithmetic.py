@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2tut import arithmetic, resources
+from llama2tut.config.requests import Op
 from llama2tut.errors import DataError
-from llama2tut.requests import Op
 
 OPS: tuple[Op, ...] = get_args(Op)
 OWN_TEXT = resources.shipped("data/prompts/arithmetic_templates.txt").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llama2tut.cli.building import build_request, default_output_dir, recipe_path
+from llama2tut.config.requests import CompareRequest, GenArithmeticRequest
 from llama2tut.errors import UsageError
-from llama2tut.requests import CompareRequest, GenArithmeticRequest
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 
 from llama2tut import __version__
 from llama2tut.cli import main as cli
+from llama2tut.config.requests import COMMANDS, FinetuneRequest, InferRequest
 from llama2tut.errors import DataError, Interrupted, UsageError
-from llama2tut.requests import COMMANDS, FinetuneRequest, InferRequest
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "llama_recipes", "llama_cookbook", "bitsandbytes", "accelerate",
          "numpy", "pandas", "matplotlib", "pyarrow")

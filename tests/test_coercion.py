@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from llama2tut.coercion import coerce, did_you_mean
+from llama2tut.config.coercion import coerce, did_you_mean
 
 COUNT = {"least": 1, "most": 100}
 SHARE = {"above": 0, "most": 1}

@@ -60,8 +60,8 @@ def test_the_base_column_is_the_untouched_base_model(compare, run_cli, toy_model
 def test_on_a_gpu_base_weights_are_as_trained_on_and_the_precision_is_what_the_gpu_has(adapters, monkeypatch, bf16,
                                                                                        precision):
     from llama2tut import answering
+    from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
-    from llama2tut.requests import CompareRequest
 
     monkeypatch.setattr(answering, "gpu_present", lambda: True)
     monkeypatch.setattr(answering, "has_bf16", lambda: bf16)

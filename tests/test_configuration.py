@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llama2tut.cli.building import build_request
+from llama2tut.config.requests import FinetuneRequest
 from llama2tut.errors import UsageError
-from llama2tut.requests import FinetuneRequest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_configuration_doc.py"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from llama2tut import datasets as hooks
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import RunConfig
 from llama2tut.errors import DataError, UserError
 from llama2tut.examples import Examples
-from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import RunConfig
 from llama2tut.sources import load_rows
 from llama2tut.tasks import ARITHMETIC, SAMSUM
 from llama2tut.tokenize import encode_example

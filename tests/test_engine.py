@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import RunConfig
 from llama2tut.engine import UPSTREAM_LOG, on_device, upstream_arguments, upstream_log
-from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import RunConfig
 
 CONFIG = RunConfig(request=FinetuneRequest(task="arithmetic", output_dir=Path("out")), model_path="toy", device="cpu",
                    precision="fp32", quantization="none", attention="sdpa", checkpointing=False, liger=False,

@@ -12,9 +12,9 @@ import pytest
 
 from llama2tut.commands import gen_arithmetic
 from llama2tut.commands.gen_arithmetic import GenArithmeticResult
+from llama2tut.config.requests import GenArithmeticRequest
 from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
-from llama2tut.requests import GenArithmeticRequest
 
 
 def run(request: GenArithmeticRequest) -> GenArithmeticResult:

@@ -7,7 +7,7 @@ import pytest
 
 from llama2tut import __version__
 from llama2tut.cli.help import command_help, general_help
-from llama2tut.requests import COMMANDS
+from llama2tut.config.requests import COMMANDS
 
 
 @pytest.fixture(autouse=True)

@@ -133,9 +133,9 @@ def test_sampling_repeats_by_seed(infer):
 
 def test_a_terminal_gets_the_answer_in_pieces_with_escapes_spelled_out(toy_model_dir, monkeypatch):
     from llama2tut.commands import infer as command
+    from llama2tut.config.requests import InferRequest
     from llama2tut.console import Console
     from llama2tut.generate import Generator
-    from llama2tut.requests import InferRequest
 
     class Terminal(io.StringIO):
         pieces = 0

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from llama2tut.config.requests import FinetuneRequest
 from llama2tut.memory import advice, estimate
 from llama2tut.models import Checkpoint
-from llama2tut.requests import FinetuneRequest
 
 LLAMA_2_7B = Checkpoint("7b", "7b", {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

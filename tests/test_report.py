@@ -3,7 +3,8 @@
 import json
 from itertools import pairwise
 
-from llama2tut.report import _smooth, plot_losses, read_metrics
+from llama2tut.config.runs import read_metrics
+from llama2tut.report import _smooth, plot_losses
 
 
 def write(folder, *lines):

@@ -5,9 +5,9 @@ import importlib.util
 
 import pytest
 
-from llama2tut import upstream
+from llama2tut.config import upstream_fields as upstream
+from llama2tut.config.upstream_fields import setting_faults, upstream_fields
 from llama2tut.errors import MachineError
-from llama2tut.upstream import setting_faults, upstream_fields
 
 
 def real_fields() -> set[str]:

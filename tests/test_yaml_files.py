@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from llama2tut.config.yaml_files import plain_values, read_yaml
 from llama2tut.errors import UsageError
-from llama2tut.yaml_files import plain_values, read_yaml
 
 
 def refused(tmp_path, content: str | bytes) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults, UsageError
 from llama2tut.loading import has_bf16
@@ -19,7 +20,6 @@ from llama2tut.models import (
     resolve_last,
 )
 from llama2tut.readers import cell_text
-from llama2tut.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.sources import load_rows
 from llama2tut.task_files import is_python, load_task, task_digest
 from llama2tut.tasks import Task

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
+from llama2tut.config.requests import Op
 from llama2tut.errors import DataError
-from llama2tut.requests import Op
 
 SIGNS: Mapping[Op, str] = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMMUTATIVE: frozenset[Op] = frozenset({"add", "mul"})

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import read_run
 from llama2tut.console import Console
 from llama2tut.errors import DataError
 from llama2tut.examples import Example, Examples, as_examples
 from llama2tut.packing import collate
 from llama2tut.readers import numbered
-from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import read_run
 from llama2tut.sources import SPLITS, load_rows
 from llama2tut.task_files import check_python, is_python, load_task
 from llama2tut.tasks import ARITHMETIC, SAMSUM, Task

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llama2tut import compat, kernels
+from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
-from llama2tut.runs import CONFIG_NAME, RunConfig
 from llama2tut.training import TrainingRun
 
 UPSTREAM_LOG = "upstream.log"

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
-from llama2tut.runs import RunConfig
 from llama2tut.sources import Rows
 from llama2tut.tasks import Task
 

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from llama2tut.runs import RunConfig
+from llama2tut.config.runs import RunConfig
 
 
 def liger_available() -> bool:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from llama2tut.checkpoints import check_folder, linear_shapes, llama_config, read_json, tensor_shapes
-from llama2tut.coercion import coerce
+from llama2tut.config.coercion import coerce
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import Faults, ModelError
 from llama2tut.loading import loading
 from llama2tut.readers import reason
-from llama2tut.requests import FinetuneRequest
 from llama2tut.smollm2 import ALIAS, converted
-from llama2tut.yaml_files import read_yaml
 
 DEFAULT_GPU = "meta-llama/Llama-2-7b-hf"
 DEFAULT_CPU = ALIAS

@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from llama2tut.config.requests import FinetuneRequest, Precision
+from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.kernels import liger_available
 from llama2tut.loading import check_cuda, check_loadable, has_bf16, load_tokenizer
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present
-from llama2tut.requests import FinetuneRequest, Precision
-from llama2tut.runs import RunConfig, package_versions
 from llama2tut.sources import Rows, describe
 from llama2tut.task_files import task_digest
 from llama2tut.tasks import Task

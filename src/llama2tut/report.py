@@ -8,25 +8,11 @@ from typing import Any
 
 from llama2tut import __version__
 from llama2tut.comparison import Comparison
+from llama2tut.config.runs import SUMMARY_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
-from llama2tut.runs import METRICS_NAME, SUMMARY_NAME, RunConfig
 from llama2tut.smollm2 import ALIAS
 from llama2tut.training import TrainingRun
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The objects of metrics.jsonl, one a step and kind: what a resumed run did again replaces what it did before."""
-    entries: dict[tuple[int, bool], dict[str, Any]] = {}
-    path = folder / METRICS_NAME
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-            if all(value is None or math.isfinite(value) for value in entry.values()):
-                entries[int(entry["step"]), "loss" in entry] = entry
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue  # a line that a full disk cut short
-    return [entries[key] for key in sorted(entries)]
 
 
 def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:

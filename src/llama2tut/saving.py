@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import RunConfig, read_run
 from llama2tut.errors import UsageError
 from llama2tut.files import open_to_readers, writing
-from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import RunConfig, read_run
 
 KEPT = 2
 # Flags that may differ between a run and its resumption: they do not change what is trained.

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llama2tut.config.requests import FinetuneRequest
 from llama2tut.packing import epoch_batches
-from llama2tut.requests import FinetuneRequest
 
 
 @dataclass(frozen=True)

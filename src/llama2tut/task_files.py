@@ -17,10 +17,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llama2tut.coercion import did_you_mean
+from llama2tut.config.coercion import did_you_mean
+from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
 from llama2tut.tasks import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
-from llama2tut.yaml_files import YamlFile, read_yaml
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str}

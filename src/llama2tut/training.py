@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llama2tut.config.runs import METRICS_NAME, RunConfig
 from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
@@ -16,7 +17,6 @@ from llama2tut.examples import Examples, as_examples
 from llama2tut.files import append_line, writing
 from llama2tut.memory import peak_gib
 from llama2tut.packing import collate
-from llama2tut.runs import METRICS_NAME, RunConfig
 from llama2tut.saving import Position, publish, read_position, save_checkpoint
 from llama2tut.schedule import Schedule, plan
 

@@ -46,13 +46,13 @@ def no_gpu(world: World) -> None:
 def missing(package: str) -> Preparation:
     """A package that cannot be found."""
     def prepare(world: World) -> None:
-        from llama2tut.upstream import upstream_fields
+        from llama2tut.config.upstream_fields import upstream_fields
 
         find = importlib.util.find_spec
         world.monkeypatch.setattr(importlib.util, "find_spec",
                                   lambda name, *rest: None if name == package else find(name, *rest))
         upstream_fields.cache_clear()
-        world.monkeypatch.setattr("llama2tut.upstream.upstream_fields", upstream_fields.__wrapped__)
+        world.monkeypatch.setattr("llama2tut.config.upstream_fields.upstream_fields", upstream_fields.__wrapped__)
     return prepare
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from llama2tut.cli import main as cli
-from llama2tut.requests import COMMANDS
+from llama2tut.config.requests import COMMANDS
 
 FLAGS = [(command, field) for command, cls in COMMANDS.items() for field in dataclasses.fields(cls)]
 WORDS = {"a word": "x#y", "another script": "数据", "not a number": "nan", "infinity": "-inf"}

@@ -8,9 +8,9 @@ settled or refused here, before Fire sees the line.
 import dataclasses
 from collections.abc import Sequence
 
-from llama2tut.coercion import did_you_mean
+from llama2tut.config.coercion import did_you_mean
+from llama2tut.config.requests import COMMANDS
 from llama2tut.errors import UsageError
-from llama2tut.requests import COMMANDS
 
 _WORDS = {"true", "false"}
 

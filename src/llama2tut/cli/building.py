@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from llama2tut.coercion import coerce, did_you_mean
+from llama2tut.config.coercion import coerce, did_you_mean
+from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
+from llama2tut.config.upstream_fields import setting_faults
+from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models import gpu_present
-from llama2tut.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
 from llama2tut.resources import shipped
 from llama2tut.task_files import check_python, is_python, load_task, task_path
 from llama2tut.tasks import SAMSUM
-from llama2tut.upstream import setting_faults
-from llama2tut.yaml_files import YamlFile, read_yaml
 
 SAVED = "llama2tut.yaml"
 

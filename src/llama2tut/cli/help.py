@@ -5,7 +5,7 @@ import shutil
 import textwrap
 
 from llama2tut import __version__
-from llama2tut.requests import COMMANDS
+from llama2tut.config.requests import COMMANDS
 
 _EXAMPLES = {
     "gen-arithmetic": ("llama2tut gen-arithmetic", "llama2tut gen-arithmetic --ops add,sub,mul,div --max-number 1000"),

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from llama2tut import __version__
 from llama2tut.cli.help import command_help, general_help
+from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console
 from llama2tut.errors import Interrupted, UsageError, UserError
-from llama2tut.requests import COMMANDS, Request
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
 # Loggers whose warnings tell of what libraries do among themselves: other vendors' kernels, old names, casts.

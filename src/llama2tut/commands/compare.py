@@ -12,13 +12,13 @@ from typing import Any
 
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.comparison import ComparedRow, Comparison
+from llama2tut.config.requests import CompareRequest
+from llama2tut.config.runs import package_versions, read_metrics
 from llama2tut.console import Console, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import write_whole, writing
 from llama2tut.models import newest_adapter
-from llama2tut.report import card_scores, read_metrics
-from llama2tut.requests import CompareRequest
-from llama2tut.runs import package_versions
+from llama2tut.report import card_scores
 from llama2tut.scoring import Difference, Scores, paired_difference, score
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.cli.building import default_output_dir
+from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
 from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve_last
-from llama2tut.requests import FinetuneRequest
-from llama2tut.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.saving import changed_flags, newest_checkpoint, publish, refuse_changed
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import is_python, load_task

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama2tut import arithmetic, resources
+from llama2tut.config.requests import GenArithmeticRequest, Op
 from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
-from llama2tut.requests import GenArithmeticRequest, Op
 from llama2tut.tasks import ARITHMETIC
 
 TEMPLATES = "data/prompts/arithmetic_templates.txt"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
+from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.files import append_line, writing
-from llama2tut.requests import InferRequest
 
 _AGAIN = "run the same command again: it goes on"
 

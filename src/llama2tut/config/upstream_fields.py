@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llama2tut.coercion import did_you_mean
+from llama2tut.config.coercion import did_you_mean
 from llama2tut.errors import MachineError
 
 # What flags and the engine own: setting it twice would let one silently win.

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.metadata
+import json
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut import __version__
+from llama2tut.config.requests import FinetuneRequest, Precision, Quantization
+from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError
 from llama2tut.files import write_whole
-from llama2tut.requests import FinetuneRequest, Precision, Quantization
-from llama2tut.yaml_files import read_yaml
 
 CONFIG_NAME = "llama2tut.yaml"
 SUMMARY_NAME = "training.json"
@@ -120,6 +122,20 @@ def _plain(value: Any) -> Any:
 def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     from typing import get_type_hints
 
-    from llama2tut.coercion import coerce
+    from llama2tut.config.coercion import coerce
 
     return coerce(value, get_type_hints(FinetuneRequest)[field.name], {})
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl, one a step and kind: what a resumed run did again replaces what it did before."""
+    entries: dict[tuple[int, bool], dict[str, Any]] = {}
+    path = folder / METRICS_NAME
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            if all(value is None or math.isfinite(value) for value in entry.values()):
+                entries[int(entry["step"]), "loss" in entry] = entry
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue  # a line that a full disk cut short
+    return [entries[key] for key in sorted(entries)]

@@ -1,0 +1,1 @@
+"""What can be asked for, and how a request and a run are stored."""
