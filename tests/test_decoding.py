@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llama2tut.decoding import add_adapters_in_place, decode
+from llama2tut.gpu.decoding import add_adapters_in_place, decode
 
 PROMPTS = [[1, 5, 9, 11, 200, 33], [1, 77], [1, 8, 8, 8, 90]]
 
@@ -97,7 +97,7 @@ def test_an_adapter_on_some_layers_or_with_biases_answers_as_it_does_in_peft(mod
 
 @pytest.mark.parametrize("tokens_at_once", [3, 6, 1000])
 def test_the_prompt_may_be_read_in_parts(model, monkeypatch, tokens_at_once):
-    from llama2tut import decoding
+    from llama2tut.gpu import decoding
 
     whole = decode(model, *padded(PROMPTS), 8, [], 0)
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", tokens_at_once)

@@ -102,7 +102,8 @@ def test_weights_and_biases_without_its_package(finetune):
 def test_running_out_of_gpu_memory_is_one_line_with_what_would_fit(finetune, monkeypatch):
     import torch
 
-    from llama2tut import kernels, planning
+    from llama2tut import planning
+    from llama2tut.gpu import kernels
 
     def no_room(model, config):
         raise torch.OutOfMemoryError("CUDA out of memory")

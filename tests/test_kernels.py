@@ -21,7 +21,7 @@ def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from llama2tut.kernels import as_one_row
+    from llama2tut.gpu.kernels import as_one_row
 
     seen = []
 
@@ -42,7 +42,7 @@ def test_gradients_pass_through_a_batch_shown_as_one_row(inputs):
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from llama2tut.kernels import as_one_row
+    from llama2tut.gpu.kernels import as_one_row
 
     q, k, cos, sin = inputs
     gradients = []
@@ -59,7 +59,7 @@ def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from llama2tut.kernels import as_one_row, liger_available
+    from llama2tut.gpu.kernels import as_one_row, liger_available
 
     if not (torch.cuda.is_available() and liger_available()):
         pytest.skip("no GPU, or no Liger kernels")

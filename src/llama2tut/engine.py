@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from llama2tut import compat, kernels
+from llama2tut import compat
 from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
+from llama2tut.gpu import kernels
 from llama2tut.training import TrainingRun
 
 UPSTREAM_LOG = "upstream.log"

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from llama2tut import kernels
-from llama2tut.decoding import add_adapters_in_place, decode
 from llama2tut.errors import DataError, MachineError, ModelError
+from llama2tut.gpu import kernels
+from llama2tut.gpu.decoding import add_adapters_in_place, decode
 from llama2tut.loading import check_cuda, load_tokenizer, loading, unpack
 from llama2tut.models import Adapter, Checkpoint
 from llama2tut.sampling import Picker, Sampling

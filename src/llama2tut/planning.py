@@ -9,7 +9,7 @@ from llama2tut.config.requests import FinetuneRequest, Precision
 from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
-from llama2tut.kernels import liger_available
+from llama2tut.gpu.kernels import liger_available
 from llama2tut.loading import check_cuda, check_loadable, has_bf16, load_tokenizer
 from llama2tut.memory import Estimate, advice, estimate
 from llama2tut.models import Checkpoint, gpu_present

@@ -56,7 +56,7 @@ def prepare(model: Any, config: RunConfig) -> None:
     """
     import torch
 
-    from llama2tut.recording import autocast_decoder, record_decoder
+    from llama2tut.gpu.recording import autocast_decoder, record_decoder
 
     base = model.get_base_model()
     if config.checkpointing:

@@ -1,0 +1,1 @@
+"""What makes a GPU fast: fused kernels, CUDA graphs for training and for decoding."""
