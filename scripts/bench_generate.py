@@ -69,11 +69,11 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
     """One process's work: load, answer, count."""
     import torch
 
-    from llama2tut.answering import prompt_ids, settle
     from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
-    from llama2tut.generate import load
-    from llama2tut.sampling import Sampling
+    from llama2tut.inference.generate import load
+    from llama2tut.inference.sampling import Sampling
+    from llama2tut.inference.setting import prompt_ids, settle
 
     if options.cap_gib and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory

@@ -59,9 +59,9 @@ def test_the_base_column_is_the_untouched_base_model(compare, run_cli, toy_model
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "fp16")])
 def test_on_a_gpu_base_weights_are_as_trained_on_and_the_precision_is_what_the_gpu_has(adapters, monkeypatch, bf16,
                                                                                        precision):
-    from llama2tut import answering
     from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
+    from llama2tut.inference import setting as answering
 
     monkeypatch.setattr(answering, "gpu_present", lambda: True)
     monkeypatch.setattr(answering, "has_bf16", lambda: bf16)

@@ -296,7 +296,7 @@ def test_rows_beyond_what_the_model_was_made_for_are_counted(run_cli, toy_model_
 
 
 def test_an_adapter_is_published_before_its_answers_are_scored(finetune, tmp_path, monkeypatch):
-    from llama2tut.generate import Generator
+    from llama2tut.inference.generate import Generator
 
     def fails(*_, **__):
         assert weights(tmp_path / "run")

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from llama2tut.errors import DataError, MachineError, ModelError
-from llama2tut.generate import Generator, load
+from llama2tut.inference.generate import Generator, load
+from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.models import read_adapter, resolve
-from llama2tut.sampling import Picker, Sampling
 
 PROMPTS = [[1, *range(20, 20 + length)] for length in (3, 9, 1, 6, 9, 2, 12)]
 SHORT = Sampling(max_new_tokens=8)
@@ -109,14 +109,14 @@ def test_answers_come_in_the_order_of_the_prompts(base):
 
 
 def test_windows_bound_how_far_answers_come_out_of_order(base, monkeypatch):
-    monkeypatch.setattr("llama2tut.generate._LARGEST_CPU", (2, 1000))
+    monkeypatch.setattr("llama2tut.inference.generate._LARGEST_CPU", (2, 1000))
     order = [index for index, _, _ in base.iter_answers(PROMPTS, adapter=None, sampling=SHORT)]
     assert sorted(order[:4]) == [0, 1, 2, 3]
     assert order == [1, 3, 0, 2, 6, 4, 5]
 
 
 def test_long_prompts_make_smaller_batches(base, monkeypatch):
-    monkeypatch.setattr("llama2tut.generate._LARGEST_CPU", (4, 45))
+    monkeypatch.setattr("llama2tut.inference.generate._LARGEST_CPU", (4, 45))
     sizes = []
     decode = base._decode
     monkeypatch.setattr(base, "_decode", lambda prompts, *rest: sizes.append(len(prompts)) or decode(prompts, *rest))

@@ -98,7 +98,7 @@ def test_sampling_flags_without_sampling_are_said_to_do_nothing(infer):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_weights_are_loaded(infer, monkeypatch):
-    from llama2tut import generate
+    from llama2tut.inference import generate
 
     monkeypatch.setattr(generate, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     outcome = infer("--prompt", "long " * 9_000)
@@ -135,7 +135,7 @@ def test_a_terminal_gets_the_answer_in_pieces_with_escapes_spelled_out(toy_model
     from llama2tut.commands import infer as command
     from llama2tut.config.requests import InferRequest
     from llama2tut.console import Console
-    from llama2tut.generate import Generator
+    from llama2tut.inference.generate import Generator
 
     class Terminal(io.StringIO):
         pieces = 0

@@ -10,10 +10,10 @@ from wcwidth import wcswidth
 
 import llama2tut.datasets as hooks
 from llama2tut import compat
-from llama2tut.answering import prompt_ids, settle
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console
 from llama2tut.evaluation import token_weighted_loss
+from llama2tut.inference.setting import prompt_ids, settle
 from llama2tut.packing import collate, epoch_batches
 from llama2tut.sources import load_rows
 from llama2tut.tasks import SAMSUM

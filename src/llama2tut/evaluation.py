@@ -61,8 +61,8 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
     def scores(model: Any) -> dict[str, float]:
         import torch
 
-        from llama2tut.generate import Generator
-        from llama2tut.sampling import Sampling
+        from llama2tut.inference.generate import Generator
+        from llama2tut.inference.sampling import Sampling
         from llama2tut.scoring import score
 
         base = model.get_base_model()

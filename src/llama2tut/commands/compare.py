@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.comparison import ComparedRow, Comparison
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions, read_metrics
 from llama2tut.console import Console, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import write_whole, writing
+from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
 from llama2tut.models import newest_adapter
 from llama2tut.report import card_scores
 from llama2tut.scoring import Difference, Scores, paired_difference, score
@@ -88,9 +88,9 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
 
 def compare(setting: Setting, request: CompareRequest, console: Console) -> Comparison:
     """Answer with every column and score the answers."""
-    from llama2tut.generate import load
+    from llama2tut.inference.generate import load
+    from llama2tut.inference.sampling import Sampling
     from llama2tut.loading import load_tokenizer
-    from llama2tut.sampling import Sampling
 
     ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,

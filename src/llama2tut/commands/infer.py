@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.answering import Setting, prompt_ids, read_prompts, settle
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.files import append_line, writing
+from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
 
 _AGAIN = "run the same command again: it goes on"
 
@@ -43,9 +43,9 @@ def run(request: InferRequest, console: Console) -> InferResult:
     if done == len(setting.prompts):
         console.note(f"{request.output} has all answers; there is nothing left to do")
         return InferResult(f"{request.output}\n")
-    from llama2tut.generate import load
+    from llama2tut.inference.generate import load
+    from llama2tut.inference.sampling import Sampling
     from llama2tut.loading import load_tokenizer
-    from llama2tut.sampling import Sampling
 
     ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,

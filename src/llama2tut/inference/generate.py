@@ -17,9 +17,9 @@ from typing import Any
 from llama2tut.errors import DataError, MachineError, ModelError
 from llama2tut.gpu import kernels
 from llama2tut.gpu.decoding import add_adapters_in_place, decode
+from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.loading import check_cuda, load_tokenizer, loading, unpack
 from llama2tut.models import Adapter, Checkpoint
-from llama2tut.sampling import Picker, Sampling
 
 _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores

@@ -1,0 +1,1 @@
+"""Prompts -> answers of the base model and its adapters."""
