@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut import models
 from llama2tut.commands import checks, doctor, probe
+from llama2tut.models import base_models as models
 
 FAKE_CUDA = """
 __version__ = "2.13.0+fake"

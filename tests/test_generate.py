@@ -7,7 +7,8 @@ import pytest
 from llama2tut.errors import DataError, MachineError, ModelError
 from llama2tut.inference.generate import Generator, load
 from llama2tut.inference.sampling import Picker, Sampling
-from llama2tut.models import read_adapter, resolve
+from llama2tut.models.adapters import read_adapter
+from llama2tut.models.base_models import resolve
 
 PROMPTS = [[1, *range(20, 20 + length)] for length in (3, 9, 1, 6, 9, 2, 12)]
 SHORT = Sampling(max_new_tokens=8)
@@ -287,7 +288,7 @@ def test_precision_and_quantization_are_what_was_asked(toy_model_dir):
 def test_unpacking_leaves_no_packed_weight_in_memory(toy_model_dir):
     import weakref
 
-    from llama2tut.loading import unpack
+    from llama2tut.models.loading import unpack
 
     model = loaded(toy_model_dir, quantization="4bit", precision="bf16")._model
     packed = weakref.ref(model.model.layers[0].mlp.up_proj.weight)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.memory import advice, estimate
-from llama2tut.models import Checkpoint
+from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.memory import advice, estimate
 
 LLAMA_2_7B = Checkpoint("7b", "7b", {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

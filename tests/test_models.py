@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut import models
 from llama2tut.errors import MachineError, ModelError, UserError
-from llama2tut.models import check_fit, newest_adapter, read_adapter, resolve
+from llama2tut.models import base_models as models
+from llama2tut.models.adapters import check_fit, newest_adapter, read_adapter
+from llama2tut.models.base_models import resolve
 
 
 @pytest.fixture

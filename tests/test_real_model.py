@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llama2tut.models import read_adapter, resolve
+from llama2tut.models.adapters import read_adapter
+from llama2tut.models.base_models import resolve
 
 
 @pytest.mark.smollm2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.errors import MachineError
-from llama2tut.loading import loading
+from llama2tut.models.loading import loading
 
 _PIN = "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1"
 

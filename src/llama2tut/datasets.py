@@ -136,5 +136,3 @@ def _seeded_head(rows: list[Row], seed: int, limit: int | None) -> list[Row]:
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # a longer head starts with the shorter one, which `sample` does not promise
     return [rows[index] for index in order[:limit]]
-
-

@@ -11,6 +11,7 @@ from llama2tut import compat
 from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
 from llama2tut.gpu import kernels
+from llama2tut.models.device import torch_dtype
 from llama2tut.training import TrainingRun
 
 UPSTREAM_LOG = "upstream.log"
@@ -42,13 +43,6 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
         arguments |= {"quantization_config.quant_type": "nf4", "quantization_config.use_double_quant": True,
                       "quantization_config.compute_dtype": torch_dtype(config.precision)}
     return arguments | dict(request.set)
-
-
-def torch_dtype(precision: str) -> Any:
-    """`bf16`, `fp16` or `fp32` as torch knows it."""
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def train(config: RunConfig, console: Console, checkpoint: Path | None,

@@ -10,9 +10,10 @@ from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console, visible
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
-from llama2tut.loading import check_cuda, check_loadable, has_bf16, load_tokenizer
-from llama2tut.memory import Estimate, advice, estimate
-from llama2tut.models import Checkpoint, gpu_present
+from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.device import check_cuda, gpu_present, has_bf16
+from llama2tut.models.loading import check_loadable, load_tokenizer
+from llama2tut.models.memory import Estimate, advice, estimate
 from llama2tut.sources import Rows, describe
 from llama2tut.task_files import task_digest
 from llama2tut.tasks import Task

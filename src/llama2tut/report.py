@@ -11,7 +11,7 @@ from llama2tut.comparison import Comparison
 from llama2tut.config.runs import SUMMARY_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
-from llama2tut.smollm2 import ALIAS
+from llama2tut.models.smollm2 import ALIAS
 from llama2tut.training import TrainingRun
 
 

@@ -15,7 +15,7 @@ from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.examples import Examples, as_examples
 from llama2tut.files import append_line, writing
-from llama2tut.memory import peak_gib
+from llama2tut.models.memory import peak_gib
 from llama2tut.packing import collate
 from llama2tut.saving import Position, publish, read_position, save_checkpoint
 from llama2tut.schedule import Schedule, plan

@@ -10,7 +10,7 @@ from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest,
 from llama2tut.config.upstream_fields import setting_faults
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
-from llama2tut.models import gpu_present
+from llama2tut.models.device import gpu_present
 from llama2tut.resources import shipped
 from llama2tut.task_files import check_python, is_python, load_task, task_path
 from llama2tut.tasks import SAMSUM

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU
+from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU
+from llama2tut.models.device import _GIB, free_memory_gib
 
-_GIB = 2**30
 # What compat.py replaces in llama_cookbook; a test holds the two together.
 MENDED = (
     ("finetuning", "LlamaForCausalLM"),
@@ -109,16 +109,6 @@ def disks(gpu: bool) -> Iterator[Check]:
         free, writable = shutil.disk_usage(there).free / _GIB, os.access(there, os.W_OK)
         yield check(name, writable and free >= least, f"{free:,.1f} GiB free in {there}"
                     + ("" if writable else ", which you may not write to"), mend, needed=not writable or free < 0.2)
-
-
-def free_memory_gib() -> float:
-    """Memory that can still be had, in GiB: the system's, or less where a container's limit is lower."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
-    return free / _GIB
 
 
 def memory() -> Iterator[Check]:

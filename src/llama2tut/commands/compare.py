@@ -17,7 +17,7 @@ from llama2tut.console import Console, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import write_whole, writing
 from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
-from llama2tut.models import newest_adapter
+from llama2tut.models.adapters import newest_adapter
 from llama2tut.report import card_scores
 from llama2tut.scoring import Difference, Scores, paired_difference, score
 
@@ -90,7 +90,7 @@ def compare(setting: Setting, request: CompareRequest, console: Console) -> Comp
     """Answer with every column and score the answers."""
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
-    from llama2tut.loading import load_tokenizer
+    from llama2tut.models.loading import load_tokenizer
 
     ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,

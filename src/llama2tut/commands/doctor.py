@@ -14,7 +14,7 @@ from llama2tut.commands import checks
 from llama2tut.commands.checks import Check, check
 from llama2tut.config.requests import DoctorRequest
 from llama2tut.console import Console, visible
-from llama2tut.models import gpu_present
+from llama2tut.models.device import gpu_present
 
 _PATIENCE = 30  # seconds; torch's first import from a cold disk has taken 20
 _DRIVER = "sudo apt-get install nvidia-driver-580, then restart"  # the oldest that runs CUDA 13

@@ -16,7 +16,8 @@ from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunCo
 from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
-from llama2tut.models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, gpu_present, resolve_last
+from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
+from llama2tut.models.device import gpu_present
 from llama2tut.saving import changed_flags, newest_checkpoint, publish, refuse_changed
 from llama2tut.sources import Rows, load_rows
 from llama2tut.task_files import is_python, load_task
@@ -87,8 +88,8 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
     from llama2tut.datasets import split_examples
     from llama2tut.engine import train
     from llama2tut.evaluation import answer_scorer
-    from llama2tut.loading import load_tokenizer
-    from llama2tut.memory import advice
+    from llama2tut.models.loading import load_tokenizer
+    from llama2tut.models.memory import advice
     from llama2tut.planning import gpu_room_gib
     from llama2tut.report import write_report
 

@@ -45,7 +45,7 @@ def run(request: InferRequest, console: Console) -> InferResult:
         return InferResult(f"{request.output}\n")
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
-    from llama2tut.loading import load_tokenizer
+    from llama2tut.models.loading import load_tokenizer
 
     ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
     generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.checkpoints import read_json
-from llama2tut.commands.checks import free_memory_gib
 from llama2tut.config.requests import MergeRequest
 from llama2tut.console import Console
-from llama2tut.engine import torch_dtype
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers
-from llama2tut.loading import load_tokenizer, loading
-from llama2tut.models import Checkpoint, check_fit, gpu_present, read_adapter, resolve
+from llama2tut.models.adapters import check_fit, read_adapter
+from llama2tut.models.base_models import Checkpoint, resolve
+from llama2tut.models.checkpoint_files import read_json
+from llama2tut.models.device import free_memory_gib, gpu_present, torch_dtype
+from llama2tut.models.loading import load_tokenizer, loading
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json", "chat_template.jinja")

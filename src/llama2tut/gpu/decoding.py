@@ -99,4 +99,3 @@ def decode(model: Any, input_ids: Any, attention_mask: Any, max_new_tokens: int,
             advance()
     ends = set(eos_ids)
     return [row[: next((i + 1 for i, t in enumerate(row) if t in ends), max_new_tokens)] for row in written.tolist()]
-

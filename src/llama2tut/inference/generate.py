@@ -18,8 +18,10 @@ from llama2tut.errors import DataError, MachineError, ModelError
 from llama2tut.gpu import kernels
 from llama2tut.gpu.decoding import add_adapters_in_place, decode
 from llama2tut.inference.sampling import Picker, Sampling
-from llama2tut.loading import check_cuda, load_tokenizer, loading, unpack
-from llama2tut.models import Adapter, Checkpoint
+from llama2tut.models.adapters import Adapter
+from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.device import check_cuda
+from llama2tut.models.loading import load_tokenizer, loading, unpack
 
 _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores

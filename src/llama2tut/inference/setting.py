@@ -8,17 +8,9 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults, UsageError
-from llama2tut.loading import has_bf16
-from llama2tut.models import (
-    DEFAULT_CPU,
-    DEFAULT_GPU,
-    Adapter,
-    Checkpoint,
-    check_fit,
-    gpu_present,
-    read_adapter,
-    resolve_last,
-)
+from llama2tut.models.adapters import Adapter, check_fit, read_adapter
+from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
+from llama2tut.models.device import gpu_present, has_bf16
 from llama2tut.readers import cell_text
 from llama2tut.sources import load_rows
 from llama2tut.task_files import is_python, load_task, task_digest

@@ -38,26 +38,6 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
         raise ModelError(f"{fault}: {advice}") from error
 
 
-def check_cuda(instead: str) -> None:
-    """See that torch can use the GPU that the machine shows.
-
-    Raises:
-        MachineError: it cannot; the message ends in what to do instead.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
-                           f"nvidia-smi and the build with `pip show torch`, or {instead}")
-
-
-def has_bf16() -> bool:
-    """Whether the GPU computes in bfloat16 (compute capability 8.0: Ampere, 2020, and later)."""
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 0)
-
-
 def unpack(model: Any) -> Any:
     """A 4-bit model with the numbers that its adapter was trained against, not to be unpacked again for every token."""
     model = model.dequantize()

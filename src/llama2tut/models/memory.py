@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.models import Checkpoint
+from llama2tut.models.base_models import Checkpoint
 
 _GIB = 2**30
 _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row

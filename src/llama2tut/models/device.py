@@ -1,0 +1,54 @@
+"""The device: whether there is a GPU, whether it starts, what it computes in and how much memory is free."""
+
+import glob
+import os
+from pathlib import Path
+from typing import Any
+
+from llama2tut.errors import MachineError
+
+_GIB = 2**30
+
+
+def gpu_present() -> bool:
+    """Whether a CUDA GPU can be expected here, told from the device files alone (torch takes seconds to ask)."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
+
+
+def check_cuda(instead: str) -> None:
+    """See that torch can use the GPU that the machine shows.
+
+    Raises:
+        MachineError: it cannot; the message ends in what to do instead.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
+                           f"nvidia-smi and the build with `pip show torch`, or {instead}")
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16 (compute capability 8.0: Ampere, 2020, and later)."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 0)
+
+
+def torch_dtype(precision: str) -> Any:
+    """`bf16`, `fp16` or `fp32` as torch knows it."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def free_memory_gib() -> float:
+    """Memory that can still be had, in GiB: the system's, or less where a container's limit is lower."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    return free / _GIB
