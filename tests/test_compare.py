@@ -127,7 +127,7 @@ def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):
 
 
 def test_a_model_card_that_cannot_be_written_costs_no_answers(compare, run_cli, monkeypatch):
-    from llama2tut import report
+    from llama2tut.reports import card as report
 
     def read_only(path, text):
         raise OSError(30, "Read-only file system")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from llama2tut.comparison import ComparedRow, Comparison
+from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.scoring import paired_difference, score
 from llama2tut.tasks import ARITHMETIC, SAMSUM
 

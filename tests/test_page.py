@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut import render
-from llama2tut.page import page
+from llama2tut.reports import exports
+from llama2tut.reports.page import page
 from test_comparison import arithmetic, dialogues, prompts
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -118,7 +118,7 @@ def test_prompts_from_a_file_have_no_right_and_wrong():
 def test_the_page_carries_the_json_form():
     comparison = hostile()
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page(comparison), re.DOTALL)[1]
-    assert json.loads(data) == json.loads(render.json(comparison))
+    assert json.loads(data) == json.loads(exports.json(comparison))
 
 
 def test_hostile_text_adds_no_element_and_no_attribute():

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-from llama2tut import render
 from llama2tut.errors import UsageError
+from llama2tut.reports import exports, markdown, table, wording
 from test_comparison import arithmetic, dialogues, prompts
 
 HOSTILE = ["<script>alert(1)</script>", "a | b || c", "**bold** _it_ ~~s~~ `code`",
@@ -29,7 +29,7 @@ def with_texts(comparison, *texts):
 
 
 def test_the_table_at_80_columns():
-    assert render.table(arithmetic(), show="1") == """\
+    assert table.table(arithmetic(), show="1") == """\
 task       arithmetic
 base       smollm2-135m
 finetuned  outputs/a
@@ -56,7 +56,7 @@ max_new_tokens 24, path data
 
 
 def test_a_narrow_terminal_gets_one_field_under_the_other():
-    text = render.table(dialogues(2), show="1", width=40)
+    text = table.table(dialogues(2), show="1", width=40)
     assert """
 ── 1 ───────────────────────────────────
 prompt
@@ -68,7 +68,7 @@ prompt
 
 
 def test_wide_characters_are_aligned():
-    lines = render.table(dialogues(), show="all", width=90).splitlines()
+    lines = table.table(dialogues(), show="all", width=90).splitlines()
     boxed = [line for line in lines if line[:1] in "┌│├└" and line]
     assert len(boxed) > 8
     assert {wcswidth(line) for line in boxed} == {wcswidth(boxed[0])}
@@ -78,36 +78,36 @@ def test_wide_characters_are_aligned():
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=200), width=st.integers(20, 140), tuned=st.integers(1, 3), ascii=st.booleans())
 def test_no_text_breaks_the_table(text, width, tuned, ascii):
-    table = render.table(with_texts(arithmetic(tuned), text), width=width, ascii=ascii)
-    for line in table.split("\n"):
+    drawn = table.table(with_texts(arithmetic(tuned), text), width=width, ascii=ascii)
+    for line in drawn.split("\n"):
         assert 0 <= wcswidth(line) <= width
         assert line.isascii() or not ascii
-    boxed = [wcswidth(line) for line in table.split("\n") if line[:1] == ("|" if ascii else "│")]
+    boxed = [wcswidth(line) for line in drawn.split("\n") if line[:1] == ("|" if ascii else "│")]
     assert len(set(boxed)) <= 1
 
 
 def test_long_cells_are_cut_and_say_by_how_much():
-    text = render.table(with_texts(arithmetic(), "\n".join(f"this is line {n:02}" for n in range(1, 32))), width=200)
+    text = table.table(with_texts(arithmetic(), "\n".join(f"this is line {n:02}" for n in range(1, 32))), width=200)
     assert "│ this is line 11 " in text
     assert "│ this is line 12 " not in text
     assert "│ … (20 more " in text
 
 
 def test_terminal_escapes_are_spelled_out():
-    text = render.table(with_texts(arithmetic(), "\x1b]0;owned\x07\x1b[2Jhi\u202e\u200b\x9b1m\ttab"), width=200)
+    text = table.table(with_texts(arithmetic(), "\x1b]0;owned\x07\x1b[2Jhi\u202e\u200b\x9b1m\ttab"), width=200)
     assert r"\x1b]0;owned\x07\x1b[2Jhi\u202e\u200b\x9b1m" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u200b]", text)
 
 
 def test_colour_adds_nothing_but_colour():
-    plain, colored = (render.table(dialogues(), color=color) for color in (False, True))
+    plain, colored = (table.table(dialogues(), color=color) for color in (False, True))
     assert "\x1b[32mROUGE-L 72.7\x1b[0m" in colored
     assert "\x1b[31mROUGE-L 44.4\x1b[0m" in colored
     assert [line.rstrip() for line in re.sub(r"\x1b\[\d+m", "", colored).split("\n")] == plain.split("\n")
 
 
 def test_prompts_without_references_have_no_such_column():
-    text = render.table(prompts(), show="all")
+    text = table.table(prompts(), show="all")
     assert "reference" not in text
     assert "│ 2+2    │ (empty) │ 4         │" in text
     assert "base          2   1,234.5" in text
@@ -117,12 +117,12 @@ def test_prompts_without_references_have_no_such_column():
     ("0", []), ("2", [1, 2]), ("9", [1, 2, 3]), ("all", [1, 2, 3]), ("wrong", [3]), ("right", [1, 2]),
     ("changed", [1, 3])])
 def test_rows_to_show(show, places):
-    assert [place for place, _ in render.select(arithmetic(), show)] == places
+    assert [place for place, _ in wording.select(arithmetic(), show)] == places
 
 
 def test_no_row_of_a_kind_is_said():
     comparison = arithmetic()
-    text = render.table(replace(comparison, rows=comparison.rows[:2]), show="wrong")
+    text = table.table(replace(comparison, rows=comparison.rows[:2]), show="wrong")
     assert "\nno row is wrong\n" in text
     assert "0 of 2 rows shown" in text
 
@@ -130,16 +130,16 @@ def test_no_row_of_a_kind_is_said():
 @pytest.mark.parametrize("show", ["", "-1", "1.5", "wrongs", "٣", "1_0"])
 def test_an_unknown_show_is_refused(show):
     with pytest.raises(UsageError, match=r"--show .*use a number, all, wrong, right or changed"):
-        render.check_show(show, scored=True)
+        wording.check_show(show, scored=True)
 
 
 def test_wrong_rows_need_scores():
     with pytest.raises(UsageError, match="--show wrong needs scores"):
-        render.table(prompts(), show="wrong")
+        table.table(prompts(), show="wrong")
 
 
 def test_markdown_is_the_tutorials_table():
-    lines = render.markdown(arithmetic(), "1").splitlines()
+    lines = markdown.markdown(arithmetic(), "1").splitlines()
     at = lines.index("| prompt | reference | base | finetuned |")
     assert lines[at + 1:at + 4] == [
         "| --- | --- | --- | --- |",
@@ -153,18 +153,18 @@ def test_markdown_is_the_tutorials_table():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_cell_becomes_markup(text):
     comparison = with_texts(arithmetic(), text)
-    row = render.markdown(comparison).splitlines()[7]
+    row = markdown.markdown(comparison).splitlines()[7]
     cells = re.split(r"(?<!\\)\|", row)[1:-1]
     assert len(cells) == 4
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`~\[\]$]", row)
     assert "<" not in row.replace("<br>", "")
     shown = html.unescape(re.sub(r"\\(.)", r"\1", cells[0].strip()).replace("<br>", "\n"))
-    assert shown == render.visible(text).rstrip()
+    assert shown == wording.visible(text).rstrip()
 
 
 def test_csv_gives_back_every_cell():
     comparison = with_texts(arithmetic(), *HOSTILE, 'a "quoted", cell\n', "\r", "")
-    rows = list(csv.reader(io.StringIO(render.csv(comparison), newline="")))
+    rows = list(csv.reader(io.StringIO(exports.csv(comparison), newline="")))
     assert rows[0] == ["prompt", "reference", "base", "finetuned", "base_exact_match", "finetuned_exact_match"]
     assert [row[0] for row in rows[1:]] == [row.prompt for row in comparison.rows]
     assert rows[1][4:] == ["0.0", "1.0"]
@@ -172,19 +172,19 @@ def test_csv_gives_back_every_cell():
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1"])
 def test_a_spreadsheet_gets_no_formula(text):
-    rows = list(csv.reader(io.StringIO(render.csv(with_texts(arithmetic(), text), spreadsheet_safe=True), newline="")))
+    rows = list(csv.reader(io.StringIO(exports.csv(with_texts(arithmetic(), text), spreadsheet_safe=True), newline="")))
     assert rows[1][:4] == [f"'{text}"] * 4
-    assert text in render.csv(with_texts(arithmetic(), text))
+    assert text in exports.csv(with_texts(arithmetic(), text))
 
 
 def test_csv_of_rows_to_show():
-    assert render.csv(arithmetic(), show="wrong").count("Compute") == 1
-    assert render.csv(prompts()).startswith('prompt,reference,base,finetuned\n"Say hi","","Hi!","Hi!\n"\n')
+    assert exports.csv(arithmetic(), show="wrong").count("Compute") == 1
+    assert exports.csv(prompts()).startswith('prompt,reference,base,finetuned\n"Say hi","","Hi!","Hi!\n"\n')
 
 
 def test_json_has_all_rows_and_is_always_valid():
     comparison = with_texts(arithmetic(), "老地方 \ud83d", "\x00\x1b")
-    text = render.json(replace(comparison, tokens_per_second=(float("nan"), 1.0)))
+    text = exports.json(replace(comparison, tokens_per_second=(float("nan"), 1.0)))
     assert "老地方" in text.encode("utf-8").decode()
     value = json.loads(text, parse_constant=pytest.fail)
     assert [row["prompt"] for row in value["rows"]] == ["老地方 \ud83d", "\x00\x1b"]

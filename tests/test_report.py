@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 from llama2tut.config.runs import read_metrics
-from llama2tut.report import _smooth, plot_losses
+from llama2tut.reports.card import _smooth, plot_losses
 
 
 def write(folder, *lines):

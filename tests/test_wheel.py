@@ -65,14 +65,14 @@ def test_recipes_templates_and_samples_are_found_outside_the_repository(anywhere
                 "from llama2tut.sources import load_rows\n"
                 "from llama2tut.tasks import SAMSUM\n"
                 "print(len(load_rows(SAMSUM, 'dialogues', seed=0, splits=('test',)).test))\n"
-                "for name in ('configs', 'data/dialogues', 'data/prompts', 'page.html', 'py.typed'):\n"
+                "for name in ('configs', 'data/dialogues', 'data/prompts', 'reports/page.html', 'py.typed'):\n"
                 "    print(shipped(name), shipped(name).exists())")
     recipes = {path.name for path in (site / "llama2tut" / "configs").iterdir()}
     assert recipes == {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}  # the tasks' rows are not shipped
     rows, *places = found.splitlines()
     assert int(rows) > 0
     assert places == [f"{site}/llama2tut/{name} True"
-                      for name in ("configs", "data/dialogues", "data/prompts", "page.html", "py.typed")]
+                      for name in ("configs", "data/dialogues", "data/prompts", "reports/page.html", "py.typed")]
 
 
 def test_the_sdist_builds_the_same_wheel_and_holds_the_tests(wheel, sdist, tmp_path):

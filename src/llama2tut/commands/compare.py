@@ -1,7 +1,6 @@
 """`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
 
 import dataclasses
-import importlib
 import os
 import re
 import shutil
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llama2tut.comparison import ComparedRow, Comparison
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions, read_metrics
 from llama2tut.console import Console, visible
@@ -18,7 +16,9 @@ from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import write_whole, writing
 from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
 from llama2tut.models.adapters import newest_adapter
-from llama2tut.report import card_scores
+from llama2tut.reports import exports, markdown, page, table, wording
+from llama2tut.reports.card import card_scores
+from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.scoring import Difference, Scores, paired_difference, score
 
 
@@ -37,21 +37,19 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     Raises:
         UserError: what is wrong with models, rows or flags, before weights are loaded.
     """
-    from llama2tut import render
-
     faults = Faults()
     prompts = faults.attempt(read_prompts, request.prompt_file) if request.prompt_file else None
     prompts = prompts and prompts[:request.limit]
     adapters = request.adapter or faults.attempt(lambda: (newest_adapter(),)) or ()
     if len({path.resolve() for path in adapters}) < len(adapters):
         faults.append("--adapter names one folder twice; give each once")
-    faults.attempt(render.check_show, request.show, scored=not request.prompt_file)
+    faults.attempt(wording.check_show, request.show, scored=not request.prompt_file)
     if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
         faults.append(f"--output {request.output} is no file in a folder that exists; give another")
     faults.refuse()
     setting = settle(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
     scored = bool(setting.rows and setting.task and setting.task.metric != "none")
-    render.check_show(request.show, scored)  # again: a task may have no metric
+    wording.check_show(request.show, scored)  # again: a task may have no metric
     if not scored and (request.fail_under is not None or request.fail_if_worse):
         raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
     best = 1 if setting.task and setting.task.metric == "exact_match" else 100
@@ -133,20 +131,18 @@ def _progress(console: Console, name: str, total: int, done: int) -> None:
 
 
 def _render(form: str, comparison: Comparison, request: CompareRequest, width: int, console: Console) -> str:
-    from llama2tut import render
-
     if form == "html":
-        return importlib.import_module("llama2tut.page").page(comparison)  # type: ignore[no-any-return]
+        return page.page(comparison)
     if form == "json":
-        return render.json(comparison)
+        return exports.json(comparison)
     typed = request.show != next(field.default for field in dataclasses.fields(request) if field.name == "show")
     if form == "csv":
-        return render.csv(comparison, show=request.show if typed else "all", spreadsheet_safe=request.spreadsheet_safe)
+        return exports.csv(comparison, show=request.show if typed else "all", spreadsheet_safe=request.spreadsheet_safe)
     if form == "markdown":
-        return render.markdown(comparison, request.show)
+        return markdown.markdown(comparison, request.show)
     encoding = getattr(console.out, "encoding", None) or "utf-8"
     ascii_only = encoding.lower().replace("-", "") not in ("utf8", "utf16", "utf32", "gb18030")
-    return render.table(comparison, show=request.show, width=width, ascii=ascii_only,
+    return table.table(comparison, show=request.show, width=width, ascii=ascii_only,
                         color=console.out.isatty() and "NO_COLOR" not in os.environ)
 
 

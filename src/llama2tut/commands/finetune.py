@@ -73,7 +73,8 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*checkpoint.notes, *(rows.notes if rows else ())):
         console.warn(note)
-    from llama2tut.planning import dry_run, resolve_run
+    from llama2tut.planning import resolve_run
+    from llama2tut.reports.dry_run import dry_run
 
     config = resolve_run(request, checkpoint, rows, console)
     if request.dry_run:
@@ -91,7 +92,7 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
     from llama2tut.models.loading import load_tokenizer
     from llama2tut.models.memory import advice
     from llama2tut.planning import gpu_room_gib
-    from llama2tut.report import write_report
+    from llama2tut.reports.card import write_report
 
     tokenizer, faults = load_tokenizer(config.model_path), Faults()
     for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet

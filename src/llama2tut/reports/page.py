@@ -11,8 +11,9 @@ from math import isfinite
 from typing import Any
 
 from llama2tut import __version__
-from llama2tut.comparison import ComparedRow, Comparison
-from llama2tut.render import LABELS, facts, grade, interval, json, number, select, verdicts, visible
+from llama2tut.reports.comparison import ComparedRow, Comparison
+from llama2tut.reports.exports import json
+from llama2tut.reports.wording import LABELS, facts, grade, interval, number, select, verdicts, visible
 from llama2tut.resources import shipped
 
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
@@ -22,7 +23,7 @@ _POINTS = 400  # on the loss curve: more than a screen tells apart
 
 def page(comparison: Comparison) -> str:
     """The whole file. It reads without JavaScript, which only filters, searches and saves."""
-    template = shipped("page.html").read_text("utf-8")
+    template = shipped("reports/page.html").read_text("utf-8")
     style, script = (base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
                      for inside in re.findall(r"<(?:style|script)>(.*?)</", template, re.DOTALL))
     kinds = ("all", "wrong", "right", "changed") if comparison.headline else ("all", "changed")

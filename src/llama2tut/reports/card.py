@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut import __version__
-from llama2tut.comparison import Comparison
 from llama2tut.config.runs import SUMMARY_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
 from llama2tut.models.smollm2 import ALIAS
+from llama2tut.reports.comparison import Comparison
 from llama2tut.training import TrainingRun
 
 
@@ -135,7 +135,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
 
 def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
     """Put the scores of a whole test split into each adapter's model card, in the place kept for them."""
-    from llama2tut.render import score_table
+    from llama2tut.reports.markdown import score_table
 
     for card in (path / "README.md" for path in adapters):
         try:

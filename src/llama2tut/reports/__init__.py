@@ -1,0 +1,1 @@
+"""What people read: tables, pages, cards and the plan of a run."""

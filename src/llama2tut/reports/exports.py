@@ -1,0 +1,35 @@
+"""A comparison for programs: csv and json."""
+
+import csv as csv_format
+import io
+import json as json_format
+import re
+
+from llama2tut.reports.comparison import Comparison
+from llama2tut.reports.wording import select
+
+
+def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = False) -> str:
+    """Every row as csv: prompt, reference, the answers, and each answer's headline score.
+
+    Args:
+        spreadsheet_safe: an apostrophe before cells that a spreadsheet would run as a formula.
+    """
+    def cell(text: str | None) -> str:
+        return re.sub(r"\A(?=[ \n]*[=+\-@\t\r＝＋－＠])", "'" if spreadsheet_safe else "", text or "")
+
+    scored = [f"{name}_{comparison.headline}" for name in comparison.columns] if comparison.headline else []
+    out = io.StringIO()
+    out.write(",".join(["prompt", "reference", *comparison.columns, *scored]) + "\n")
+    # All text in quotes: Python 3.11 leaves a bare carriage return unquoted otherwise, and readers break the row there.
+    writer = csv_format.writer(out, lineterminator="\n", quoting=csv_format.QUOTE_NONNUMERIC)
+    for _, row in select(comparison, show):
+        writer.writerow([*map(cell, (row.prompt, row.reference, *row.answers)), *(row.values if scored else ())])
+    return out.getvalue().encode("utf-8", "replace").decode()
+
+
+def json(comparison: Comparison) -> str:
+    """All rows and scores as one JSON object, by docs/comparison.schema.json."""
+    text = json_format.dumps(comparison.to_dict(), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    # Half of a surrogate pair has no UTF-8; JSON's own spelling of it does.
+    return text.encode("utf-8", "backslashreplace").decode()
