@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from llama2tut.cli.building import build_request, default_output_dir, recipe_path
+from llama2tut.cli.building import build_request, recipe_path
 from llama2tut.config.requests import CompareRequest, GenArithmeticRequest
 from llama2tut.errors import UsageError
+from llama2tut.tasks.task_files import default_output_dir
 
 
 @pytest.fixture(autouse=True)

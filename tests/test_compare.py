@@ -108,7 +108,7 @@ def test_gates(compare):
 
 def test_worse_than_the_base_beyond_chance_fails_its_gate(compare, monkeypatch):
     from llama2tut.commands import compare as command
-    from llama2tut.scoring import Difference
+    from llama2tut.tasks.metrics import Difference
 
     monkeypatch.setattr(command, "paired_difference", lambda base, tuned, seed: Difference(-0.5, (-0.7, -0.3)))
     outcome = compare("--adapter", "outputs/two", "--fail-if-worse")

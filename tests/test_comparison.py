@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.scoring import paired_difference, score
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks.metrics import paired_difference, score
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/comparison.schema.json").read_text("utf-8"))
 EXPRESSIONS = [

@@ -11,10 +11,10 @@ from llama2tut import datasets as hooks
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig
 from llama2tut.errors import DataError, UserError
-from llama2tut.examples import Examples
-from llama2tut.sources import load_rows
-from llama2tut.tasks import ARITHMETIC, SAMSUM
-from llama2tut.tokenize import encode_example
+from llama2tut.tasks.examples import Examples
+from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM
+from llama2tut.tasks.tokenize import encode_example
 
 
 @pytest.fixture(scope="module")

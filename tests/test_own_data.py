@@ -11,9 +11,9 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from llama2tut.scoring import score
-from llama2tut.sources import load_rows
-from llama2tut.task_files import load_task
+from llama2tut.tasks.metrics import score
+from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.task_files import load_task
 
 REPOSITORY = Path(__file__).parents[1]
 TASK = """\

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from llama2tut import readers
 from llama2tut.errors import DataError
-from llama2tut.readers import cell_text, numbered, read_table, unpack
+from llama2tut.tasks import readers
+from llama2tut.tasks.readers import cell_text, numbered, read_table, unpack
 
 
 def parquet_bytes(columns: dict) -> bytes:

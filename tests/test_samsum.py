@@ -15,9 +15,9 @@ from llama2tut.console import Console
 from llama2tut.evaluation import token_weighted_loss
 from llama2tut.inference.setting import prompt_ids, settle
 from llama2tut.packing import collate, epoch_batches
-from llama2tut.sources import load_rows
-from llama2tut.tasks import SAMSUM
-from llama2tut.tokenize import encode_example
+from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.task import SAMSUM
+from llama2tut.tasks.tokenize import encode_example
 
 SHIPPED = Path(__file__).parents[1] / "data" / "dialogues"
 WIDE = [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2tut.scoring import bootstrap_interval, exact_match, paired_difference, rouge, score
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks.metrics import bootstrap_interval, exact_match, paired_difference, rouge, score
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 # Words that Porter's stemmer leaves as they are, so that the definitions below need none.
 WORDS = ["cat", "dog", "sat", "mat", "on", "red", "sun", "map"]

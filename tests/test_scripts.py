@@ -52,7 +52,7 @@ def test_a_script_names_its_remedy_where_nothing_is_installed(script, tmp_path):
 
 
 def test_each_tasks_output_goes_to_its_own_folder():
-    from llama2tut.cli.building import default_output_dir
+    from llama2tut.tasks.task_files import default_output_dir
 
     for task in ("samsum", "arithmetic"):
         request = parse([*COMMANDS[f"finetune_{task}.sh"], "--gpus", "0"])

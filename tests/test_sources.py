@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from llama2tut.errors import DataError
-from llama2tut.sources import Rows, describe, load_rows
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks.sources import Rows, describe, load_rows
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 COUNTS = {"train": 8, "validation": 2, "test": 3}
 

@@ -9,10 +9,10 @@ import datasets
 import pytest
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
-from llama2tut import sources
 from llama2tut.errors import DataError
-from llama2tut.sources import describe, load_rows
-from llama2tut.tasks import ARITHMETIC, SAMSUM
+from llama2tut.tasks import sources
+from llama2tut.tasks.sources import describe, load_rows
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 COMMIT = "2a6b79b" + "0" * 33
 PARTS = {

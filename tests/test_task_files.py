@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from llama2tut.errors import UsageError
-from llama2tut.task_files import check_python, is_python, load_task, task_digest
-from llama2tut.tasks import BUILT_IN, SAMSUM, Task
+from llama2tut.tasks.task import BUILT_IN, SAMSUM, Task
+from llama2tut.tasks.task_files import check_python, is_python, load_task, task_digest
 
 WHOLE = """\
 prompt: "Translate to French:\\n{english}\\n---\\nFrench:\\n"

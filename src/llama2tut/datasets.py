@@ -7,25 +7,19 @@ a function of this file and leaves `data_path` empty or at a data folder:
     --dataset custom_dataset --custom_dataset.file src/llama2tut/datasets.py:get_preprocessed_samsum
 """
 
-import random
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import read_run
 from llama2tut.console import Console
 from llama2tut.errors import DataError
-from llama2tut.examples import Example, Examples, as_examples
 from llama2tut.packing import collate
-from llama2tut.readers import numbered
-from llama2tut.sources import SPLITS, load_rows
-from llama2tut.task_files import check_python, is_python, load_task
-from llama2tut.tasks import ARITHMETIC, SAMSUM, Task
-from llama2tut.tokenize import encode_rows
+from llama2tut.tasks.examples import Examples, split_examples
+from llama2tut.tasks.sources import SPLITS, load_rows
+from llama2tut.tasks.task import ARITHMETIC, SAMSUM, Task
+from llama2tut.tasks.tokenize import encode_rows
 
-Row = TypeVar("Row")
 Collator = Callable[[list[Any]], Any]
 _LONGEST = 4096  # tokens in the tutorial's form, which does not hear of `context_length`: upstream's own default
 
@@ -42,18 +36,6 @@ def get_custom_dataset(dataset_config: Any, tokenizer: Any, split: str) -> Examp
         `Examples`: a list of {input_ids, labels, attention_mask} with the split's name.
     """
     return split_examples(read_run(Path(dataset_config.data_path)).request, tokenizer, split)
-
-
-def split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Examples:
-    """The `Examples` of one split of a request, limits applied."""
-    limit = request.limit if split == "train" else request.eval_limit
-    if is_python(request.task):
-        return Examples(_seeded_head(_python_examples(request, tokenizer, split), request.seed, limit), split)
-    task = load_task(request.task)
-    rows = load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))
-    chosen = _seeded_head(getattr(rows, split), request.seed, limit)
-    examples, shortened = encode_rows(tokenizer, task, chosen, request.context_length, f"{rows.source}, {split}")
-    return Examples(examples, split, shortened)
 
 
 def get_data_collator(dataset_processer: Any) -> Collator:
@@ -99,40 +81,3 @@ def _collator(tokenizer: Any) -> Collator:
     return collate_finished
 
 
-def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> list[Example]:
-    """The examples of a reader's own Python file, as upstream would ask for them.
-
-    Raises:
-        UsageError: no such file or function.
-        DataError: whatever the file itself raises, or examples that cannot be trained on.
-    """
-    from llama_cookbook.configs.datasets import custom_dataset
-    from llama_cookbook.datasets.custom_dataset import load_module_from_py_file
-
-    check_python(request.task)
-    path, _, name = request.task.partition(":")
-    where = f"--task {request.task}, {split}"
-    config = custom_dataset(file=request.task, data_path=request.data or "")
-    try:
-        function: Any = getattr(load_module_from_py_file(path), name or "get_custom_dataset")
-        examples = as_examples(function(config, tokenizer, split), where)
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:  # the reader's own code may raise anything
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        place = f"{path} line {lines[-1]}" if lines else path
-        raise DataError(f"{where}: {type(error).__name__}: {error} ({place}); mend it there") from error
-    if long := [number for number, example in enumerate(examples, 1)
-                if len(example["input_ids"]) > request.context_length]:
-        raise DataError(f"{where}: longer than {request.context_length:,} tokens: "
-                        f"{numbered(long).replace('row', 'example')}; raise --context-length, or cut them in the file")
-    return examples
-
-
-def _seeded_head(rows: list[Row], seed: int, limit: int | None) -> list[Row]:
-    """The first `limit` rows of the seeded order; all of them, in their own order, without a limit."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)  # a longer head starts with the shorter one, which `sample` does not promise
-    return [rows[index] for index in order[:limit]]

@@ -5,8 +5,8 @@ from typing import Any
 
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
-from llama2tut.sources import Rows
-from llama2tut.tasks import Task
+from llama2tut.tasks.sources import Rows
+from llama2tut.tasks.task import Task
 
 
 def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],
@@ -52,7 +52,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
     Raises:
         DataError: a prompt does not fit the model beside its answer.
     """
-    from llama2tut.tokenize import encode_prompt
+    from llama2tut.tasks.tokenize import encode_prompt
 
     chosen, room = rows.validation[: config.request.eval_generate], positions - task.max_new_tokens
     prompts = [encode_prompt(tokenizer, task, row, room, "shorten the row, or leave --eval-generate out")[0]
@@ -63,7 +63,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
 
         from llama2tut.inference.generate import Generator
         from llama2tut.inference.sampling import Sampling
-        from llama2tut.scoring import score
+        from llama2tut.tasks.metrics import score
 
         base = model.get_base_model()
         was_training, attention = model.training, base.config._attn_implementation

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llama2tut.examples import Example
+from llama2tut.tasks.tokenize import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from llama2tut.models.base_models import Checkpoint
 from llama2tut.models.device import check_cuda, gpu_present, has_bf16
 from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
-from llama2tut.sources import Rows
-from llama2tut.task_files import task_digest
+from llama2tut.tasks.sources import Rows
+from llama2tut.tasks.task_files import task_digest
 
 
 def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | None, console: Console) -> RunConfig:

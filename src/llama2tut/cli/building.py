@@ -12,8 +12,8 @@ from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models.device import gpu_present
 from llama2tut.resources import shipped
-from llama2tut.task_files import check_python, is_python, load_task, task_path
-from llama2tut.tasks import SAMSUM
+from llama2tut.tasks.task import SAMSUM
+from llama2tut.tasks.task_files import check_python, default_output_dir, is_python, load_task
 
 SAVED = "llama2tut.yaml"
 
@@ -166,12 +166,6 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
     if faults:
         raise UsageError(*faults)
     return values
-
-
-def default_output_dir(task: str) -> Path:
-    """`outputs/TASK`; for a file, its name without the ending."""
-    name = task_path(task)
-    return Path("outputs") / (name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name)
 
 
 def _cross_faults(request: Request) -> list[str]:

@@ -19,7 +19,7 @@ from llama2tut.models.adapters import newest_adapter
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.scoring import Difference, Scores, paired_difference, score
+from llama2tut.tasks.metrics import Difference, Scores, paired_difference, score
 
 
 @dataclass(frozen=True)

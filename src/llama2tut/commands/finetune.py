@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.cli.building import default_output_dir
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.console import Console
@@ -19,9 +18,9 @@ from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
 from llama2tut.models.device import gpu_present
 from llama2tut.saving import changed_flags, newest_checkpoint, publish, refuse_changed
-from llama2tut.sources import Rows, load_rows
-from llama2tut.task_files import is_python, load_task
-from llama2tut.tasks import Task
+from llama2tut.tasks.sources import Rows, load_rows
+from llama2tut.tasks.task import Task
+from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
 
 _ADAPTER = "adapter_model.safetensors"
 _WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
@@ -86,13 +85,13 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
            console: Console) -> FinetuneResult:
     import torch
 
-    from llama2tut.datasets import split_examples
     from llama2tut.engine import train
     from llama2tut.evaluation import answer_scorer
     from llama2tut.models.loading import load_tokenizer
     from llama2tut.models.memory import advice
     from llama2tut.planning import gpu_room_gib
     from llama2tut.reports.card import write_report
+    from llama2tut.tasks.examples import split_examples
 
     tokenizer, faults = load_tokenizer(config.model_path), Faults()
     for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet

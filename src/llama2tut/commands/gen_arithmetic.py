@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from llama2tut import arithmetic, resources
+from llama2tut import resources
 from llama2tut.config.requests import GenArithmeticRequest, Op
 from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
-from llama2tut.tasks import ARITHMETIC
+from llama2tut.tasks import arithmetic
+from llama2tut.tasks.task import ARITHMETIC
 
 TEMPLATES = "data/prompts/arithmetic_templates.txt"
 

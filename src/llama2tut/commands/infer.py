@@ -115,7 +115,7 @@ def _settings(request: InferRequest, setting: Setting) -> str:
 
 def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
     """One object a row, in input order however the batches were made up."""
-    from llama2tut.scoring import score
+    from llama2tut.tasks.metrics import score
 
     waiting: dict[int, str] = {}
     at = first

@@ -11,10 +11,10 @@ from llama2tut.errors import DataError, Faults, UsageError
 from llama2tut.models.adapters import Adapter, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
 from llama2tut.models.device import gpu_present, has_bf16
-from llama2tut.readers import cell_text
-from llama2tut.sources import load_rows
-from llama2tut.task_files import is_python, load_task, task_digest
-from llama2tut.tasks import Task
+from llama2tut.tasks.readers import cell_text
+from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.task import Task
+from llama2tut.tasks.task_files import is_python, load_task, task_digest
 
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
 
@@ -148,7 +148,7 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
     Raises:
         DataError: a prompt does not fit the model beside its answer.
     """
-    from llama2tut.tokenize import encode_prompt, plain_ids
+    from llama2tut.tasks.tokenize import encode_prompt, plain_ids
 
     room = setting.checkpoint.positions - setting.max_new_tokens
     task = setting.task

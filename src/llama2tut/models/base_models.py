@@ -15,7 +15,7 @@ from llama2tut.errors import Faults, ModelError
 from llama2tut.models.checkpoint_files import check_folder, linear_shapes, llama_config, read_json
 from llama2tut.models.loading import loading
 from llama2tut.models.smollm2 import ALIAS, converted
-from llama2tut.readers import reason
+from llama2tut.tasks.readers import reason
 
 DEFAULT_GPU = "meta-llama/Llama-2-7b-hf"
 DEFAULT_CPU = ALIAS

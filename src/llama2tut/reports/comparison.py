@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
-from llama2tut.scoring import Difference, Scores
+from llama2tut.tasks.metrics import Difference, Scores
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,22 @@ Cells are plain text: `</s>` in a dialogue becomes the tokens of its characters,
 """
 
 import re
-from typing import Any
+from typing import Any, TypedDict
 
 from llama2tut.errors import DataError, ModelError
-from llama2tut.examples import Example
-from llama2tut.tasks import Task
+from llama2tut.tasks.task import Task
 
 _WORD_START = re.compile(r"(?<!\S)\S")
 _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without spaces, or a link
 _ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
+
+
+class Example(TypedDict):
+    """One row. Three lists of the same length T (tokens); labels are -100 where nothing is trained."""
+
+    input_ids: list[int]
+    labels: list[int]
+    attention_mask: list[int]
 
 
 def encode_prompt(tokenizer: Any, task: Task, row: dict[str, str], room: int,

@@ -8,7 +8,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama2tut.tasks import Metric, Task
+from llama2tut.tasks.task import Metric, Task
 
 _HEADLINES: dict[Metric, str | None] = {"exact_match": "exact_match", "rouge": "rougeL", "none": None}
 _DRAWS_AT_ONCE = 2_000_000  # row numbers in memory at a time: 16 MB

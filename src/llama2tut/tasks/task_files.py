@@ -20,7 +20,7 @@ from typing import Any
 from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
-from llama2tut.tasks import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
+from llama2tut.tasks.task import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str}
@@ -140,3 +140,9 @@ def _pattern_extractor(pattern: str) -> Extractor:
         return next((group.strip() for group in groups if group is not None), None)
 
     return extract
+
+
+def default_output_dir(task: str) -> Path:
+    """`outputs/TASK`; for a file, its name without the ending."""
+    name = task_path(task)
+    return Path("outputs") / (name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name)

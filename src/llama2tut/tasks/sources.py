@@ -24,9 +24,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
-from llama2tut.readers import READERS, Table, cell_text, numbered, read_table, reason, unpack
 from llama2tut.resources import shipped
-from llama2tut.tasks import ARITHMETIC, Task
+from llama2tut.tasks.readers import READERS, Table, cell_text, numbered, read_table, reason, unpack
+from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")
 _WORDS = {**{split: split for split in SPLITS}, "val": "validation", "dev": "validation"}

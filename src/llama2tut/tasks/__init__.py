@@ -1,0 +1,1 @@
+"""Rows, prompts, token ids and scores."""
