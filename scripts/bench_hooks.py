@@ -16,9 +16,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama2tut import saving, training
 from llama2tut.cli.main import main as cli
-from llama2tut.training import TrainingRun
+from llama2tut.training import checkpointing as saving
+from llama2tut.training import loop as training
+from llama2tut.training.loop import TrainingRun
 
 spent: dict[str, float] = defaultdict(float)  # seconds
 calls: dict[str, int] = defaultdict(int)

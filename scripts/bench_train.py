@@ -172,7 +172,7 @@ def run_stock(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     """Upstream as it is, inside the two mends without which it neither imports nor loads."""
     import torch
 
-    from llama2tut import compat
+    from llama2tut.training import compat
 
     tutorial, cpu = options.one == "stock-tutorial", options.one == "stock-cpu"
     ends = step_clock()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from llama2tut import compat
 from llama2tut.errors import MachineError
-from llama2tut.evaluation import token_weighted_loss
-from llama2tut.packing import collate, epoch_batches
 from llama2tut.tasks.tokenize import Example
+from llama2tut.training import compat
+from llama2tut.training.evaluation import token_weighted_loss
+from llama2tut.training.packing import collate, epoch_batches
 
 
 @pytest.fixture

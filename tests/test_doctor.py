@@ -160,7 +160,7 @@ def test_packages_outside_their_ranges_come_with_the_command_that_mends_each(mon
 
 
 def test_the_mends_that_are_looked_for_are_those_that_compat_applies(monkeypatch):
-    from llama2tut import compat
+    from llama2tut.training import compat
 
     replaced = set()
 

@@ -9,7 +9,7 @@ import pytest
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig
-from llama2tut.engine import UPSTREAM_LOG, on_device, upstream_arguments, upstream_log
+from llama2tut.training.engine import UPSTREAM_LOG, on_device, upstream_arguments, upstream_log
 
 CONFIG = RunConfig(request=FinetuneRequest(task="arithmetic", output_dir=Path("out")), model_path="toy", device="cpu",
                    precision="fp32", quantization="none", attention="sdpa", checkpointing=False, liger=False,
@@ -102,8 +102,8 @@ def test_weights_and_biases_without_its_package(finetune):
 def test_running_out_of_gpu_memory_is_one_line_with_what_would_fit(finetune, monkeypatch):
     import torch
 
-    from llama2tut import planning
     from llama2tut.gpu import kernels
+    from llama2tut.training import planning
 
     def no_room(model, config):
         raise torch.OutOfMemoryError("CUDA out of memory")

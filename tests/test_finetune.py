@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from llama2tut.errors import DataError
-from llama2tut.training import TrainingRun
+from llama2tut.training.loop import TrainingRun
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_two_runs_cannot_share_a_folder(finetune, tmp_path):
 
 def test_the_best_adapter_is_published_or_the_last(finetune, tmp_path, monkeypatch):
     """The second evaluation is made worse than the first: the first one's adapter must stand."""
-    from llama2tut import training
+    from llama2tut.training import loop as training
 
     for keep in ("best", "last"):
         losses = iter([1.0, 2.0, 3.0])
@@ -234,7 +234,7 @@ def test_the_best_adapter_is_published_or_the_last(finetune, tmp_path, monkeypat
 
 
 def test_early_stopping_ends_the_run_after_patience(finetune, tmp_path, monkeypatch):
-    from llama2tut import training
+    from llama2tut.training import loop as training
 
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(training, "token_weighted_loss", lambda *_: next(losses))
@@ -245,7 +245,7 @@ def test_early_stopping_ends_the_run_after_patience(finetune, tmp_path, monkeypa
 
 
 def test_a_validation_loss_that_is_not_finite_keeps_the_adapter_and_fails(finetune, tmp_path, monkeypatch):
-    from llama2tut import training
+    from llama2tut.training import loop as training
 
     monkeypatch.setattr(training, "token_weighted_loss", lambda *_: float("nan"))
     outcome = finetune("--max-steps", 3)
@@ -257,7 +257,7 @@ def test_a_validation_loss_that_is_not_finite_keeps_the_adapter_and_fails(finetu
 
 
 def test_the_last_adapter_is_not_passed_off_as_good_where_its_loss_is_not_finite(finetune, tmp_path, monkeypatch):
-    from llama2tut import training
+    from llama2tut.training import loop as training
 
     losses = iter([1.0, float("nan")])
     monkeypatch.setattr(training, "token_weighted_loss", lambda *_: next(losses))
@@ -353,7 +353,7 @@ def test_a_finished_run_is_not_resumed_with_other_flags_and_says_so(finetune):
 
 
 def test_training_time_counts_from_the_first_batch(finetune, tmp_path, monkeypatch):
-    from llama2tut import training
+    from llama2tut.training import loop as training
 
     plan = training.plan
 
@@ -403,7 +403,7 @@ def test_a_loss_that_does_not_move_is_said(finetune):
 def test_a_full_disk_is_one_message_and_leaves_the_last_checkpoint(finetune, tmp_path, monkeypatch):
     import errno
 
-    from llama2tut import saving
+    from llama2tut.training import checkpointing as saving
 
     replace, calls = os.replace, []
 
@@ -453,7 +453,7 @@ def test_eval_generate_scores_validation_rows(finetune, tmp_path):
 
 
 def test_settings_reach_upstreams_config(finetune, monkeypatch):
-    from llama2tut import compat, engine
+    from llama2tut.training import compat, engine
 
     seen = {}
     with compat.accelerate_is_ccl_available():

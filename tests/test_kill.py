@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from llama2tut.saving import read_position
+from llama2tut.training.checkpointing import read_position
 
 
 def _finetune(argv: list[str], log: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2tut.packing import collate, epoch_batches, pack
+from llama2tut.training.packing import collate, epoch_batches, pack
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=120)
 

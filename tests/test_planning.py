@@ -2,10 +2,10 @@
 
 import pytest
 
-from llama2tut import planning
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
+from llama2tut.training import planning
 from test_memory import LLAMA_2_7B, QV
 
 

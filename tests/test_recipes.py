@@ -9,8 +9,8 @@ import yaml
 from llama2tut.cli.building import build_request
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig
-from llama2tut.engine import upstream_arguments
 from llama2tut.tasks.task_files import load_task
+from llama2tut.training.engine import upstream_arguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

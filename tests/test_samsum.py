@@ -9,15 +9,15 @@ import torch
 from wcwidth import wcswidth
 
 import llama2tut.datasets as hooks
-from llama2tut import compat
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console
-from llama2tut.evaluation import token_weighted_loss
 from llama2tut.inference.setting import prompt_ids, settle
-from llama2tut.packing import collate, epoch_batches
 from llama2tut.tasks.sources import load_rows
 from llama2tut.tasks.task import SAMSUM
 from llama2tut.tasks.tokenize import encode_example
+from llama2tut.training import compat
+from llama2tut.training.evaluation import token_weighted_loss
+from llama2tut.training.packing import collate, epoch_batches
 
 SHIPPED = Path(__file__).parents[1] / "data" / "dialogues"
 WIDE = [

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.schedule import Schedule, plan
+from llama2tut.training.schedule import Schedule, plan
 
 REQUEST = FinetuneRequest(task="arithmetic", packing=False, batch_size=2, context_length=64, lr=1.0, warmup_ratio=0.0)
 

@@ -59,7 +59,7 @@ def missing(package: str) -> Preparation:
 def moved(module: str, name: str) -> Preparation:
     """An upstream in which a name that is mended is gone."""
     def prepare(world: World) -> None:
-        from llama2tut import compat
+        from llama2tut.training import compat
 
         with compat.accelerate_is_ccl_available():
             target: Any = importlib.import_module(module.partition(":")[0])

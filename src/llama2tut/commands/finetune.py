@@ -17,10 +17,10 @@ from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
 from llama2tut.models.device import gpu_present
-from llama2tut.saving import changed_flags, newest_checkpoint, publish, refuse_changed
 from llama2tut.tasks.sources import Rows, load_rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
+from llama2tut.training.checkpointing import changed_flags, newest_checkpoint, publish, refuse_changed
 
 _ADAPTER = "adapter_model.safetensors"
 _WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
@@ -72,8 +72,8 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*checkpoint.notes, *(rows.notes if rows else ())):
         console.warn(note)
-    from llama2tut.planning import resolve_run
     from llama2tut.reports.dry_run import dry_run
+    from llama2tut.training.planning import resolve_run
 
     config = resolve_run(request, checkpoint, rows, console)
     if request.dry_run:
@@ -85,13 +85,13 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
            console: Console) -> FinetuneResult:
     import torch
 
-    from llama2tut.engine import train
-    from llama2tut.evaluation import answer_scorer
     from llama2tut.models.loading import load_tokenizer
     from llama2tut.models.memory import advice
-    from llama2tut.planning import gpu_room_gib
     from llama2tut.reports.card import write_report
     from llama2tut.tasks.examples import split_examples
+    from llama2tut.training.engine import train
+    from llama2tut.training.evaluation import answer_scorer
+    from llama2tut.training.planning import gpu_room_gib
 
     tokenizer, faults = load_tokenizer(config.model_path), Faults()
     for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet

@@ -12,7 +12,7 @@ from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
 from llama2tut.models.smollm2 import ALIAS
 from llama2tut.reports.comparison import Comparison
-from llama2tut.training import TrainingRun
+from llama2tut.training.loop import TrainingRun
 
 
 def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:

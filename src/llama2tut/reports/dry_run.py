@@ -10,9 +10,9 @@ from llama2tut.console import visible
 from llama2tut.models.base_models import Checkpoint
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.models.memory import Estimate, estimate
-from llama2tut.planning import gpu_room_gib
 from llama2tut.tasks.sources import Rows, describe
 from llama2tut.tasks.task import Task
+from llama2tut.training.planning import gpu_room_gib
 
 # What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
 _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
@@ -20,9 +20,9 @@ _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
 
 def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None) -> str:
     """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
-    from llama2tut.engine import upstream_arguments
-    from llama2tut.schedule import plan
     from llama2tut.tasks.examples import split_examples
+    from llama2tut.training.engine import upstream_arguments
+    from llama2tut.training.schedule import plan
 
     tokenizer = load_tokenizer(config.model_path)
     splits = {split: split_examples(config.request, tokenizer, split) for split in ("train", "validation")}

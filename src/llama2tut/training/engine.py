@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from llama2tut import compat
 from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
 from llama2tut.gpu import kernels
 from llama2tut.models.device import torch_dtype
-from llama2tut.training import TrainingRun
+from llama2tut.training import compat
+from llama2tut.training.loop import TrainingRun
 
 UPSTREAM_LOG = "upstream.log"
-HOOKS_FILE = Path(__file__).with_name("datasets.py")
+HOOKS_FILE = Path(__file__).parents[1] / "datasets.py"
 
 
 def upstream_arguments(config: RunConfig) -> dict[str, Any]:

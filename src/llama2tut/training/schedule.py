@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.packing import epoch_batches
+from llama2tut.training.packing import epoch_batches
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 from llama2tut.config.runs import METRICS_NAME, RunConfig
 from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
-from llama2tut.evaluation import token_weighted_loss
 from llama2tut.files import append_line, writing
 from llama2tut.models.memory import peak_gib
-from llama2tut.packing import collate
-from llama2tut.saving import Position, publish, read_position, save_checkpoint
-from llama2tut.schedule import Schedule, plan
 from llama2tut.tasks.examples import Examples, as_examples
+from llama2tut.training.checkpointing import Position, publish, read_position, save_checkpoint
+from llama2tut.training.evaluation import token_weighted_loss
+from llama2tut.training.packing import collate
+from llama2tut.training.schedule import Schedule, plan
 
 _SAVE_EVERY = 600  # seconds
 _USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
