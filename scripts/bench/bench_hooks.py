@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What llama2tut's hooks, metrics and checkpoints cost of a step's time, measured within one run.
 
-    python scripts/bench_hooks.py --task arithmetic --limit 320 --save-steps 10
+    python scripts/bench/bench_hooks.py --task arithmetic --limit 320 --save-steps 10
 
 Takes the flags of `llama2tut finetune`. Every call of a hook is timed; evaluations are left out, for they are asked
 for. On a GPU the hook also waits for the loss, which upstream's own progress bar would wait for instead: that wait is

@@ -9,7 +9,7 @@ import pytest
 
 from llama2tut.cli.main import parse
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMANDS = {
     "create_arithmetic_data.sh": ["gen-arithmetic"],
     "finetune_samsum.sh": ["finetune", "--task", "samsum"],

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/tutorial.md", "docs/own-data.md", "docs/merging.md", "docs/troubleshooting.md",
          "docs/architecture.md")
 # (blocks that are run, blocks that say why not), in each language: a new mark has to be counted here.

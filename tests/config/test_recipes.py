@@ -12,7 +12,7 @@ from llama2tut.config.runs import RunConfig
 from llama2tut.tasks.task_files import load_task
 from llama2tut.training.engine import upstream_arguments
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
 

@@ -19,7 +19,7 @@ from llama2tut.training import compat
 from llama2tut.training.evaluation import token_weighted_loss
 from llama2tut.training.packing import collate, epoch_batches
 
-SHIPPED = Path(__file__).parents[1] / "data" / "dialogues"
+SHIPPED = Path(__file__).parents[2] / "data" / "dialogues"
 WIDE = [
     {"dialogue": "美咲: 今夜、映画を見に行きませんか?\r\n健: いいね!🎬 何時?\r\n美咲: 19時、駅前で",
      "summary": "美咲と健は映画を見る。"},

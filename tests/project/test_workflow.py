@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-WORKFLOW = Path(__file__).parents[1] / "docs" / "github-actions.yml"
+WORKFLOW = Path(__file__).parents[2] / "docs" / "github-actions.yml"
 
 
 def run_job(folder: Path, *only: str, **settings: str) -> list[tuple[str, int, str]]:

@@ -18,7 +18,7 @@ from llama2tut.errors import DataError, Interrupted, UsageError
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "llama_recipes", "llama_cookbook", "bitsandbytes", "accelerate",
          "numpy", "pandas", "matplotlib", "pyarrow")
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ import pytest
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.models.base_models import Checkpoint
 from llama2tut.models.memory import advice, estimate
+from shapes import LLAMA_2_7B, QV
 
-LLAMA_2_7B = Checkpoint("7b", "7b", {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32_000, "tie_word_embeddings": False})
 REQUEST = FinetuneRequest(task="samsum", compile=True)
-QV = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8}
 TUTORIAL = {**QV, "context_length": 4096, "lora_dropout": 0.05, "compile": False}
 
 # Peak reserved memory of whole runs through llama-recipes on one H100 (docs/performance.md).

@@ -10,7 +10,7 @@ from llama2tut.cli.building import build_request
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.errors import UsageError
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_configuration_doc.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_configuration_doc.py"
 
 
 @pytest.fixture(scope="module")

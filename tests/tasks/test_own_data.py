@@ -15,7 +15,7 @@ from llama2tut.tasks.metrics import score
 from llama2tut.tasks.sources import load_rows
 from llama2tut.tasks.task_files import load_task
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TASK = """\
 prompt: "Which colour has this fruit?\\n{fruit}\\n---\\nColour:\\n"
 target: shade

@@ -6,7 +6,7 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.training import planning
-from test_memory import LLAMA_2_7B, QV
+from shapes import LLAMA_2_7B, QV
 
 
 @pytest.fixture

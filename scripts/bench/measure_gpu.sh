@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Every figure that docs/performance.md and the READMEs take from a GPU.
 #
-#     scripts/measure_gpu.sh                       all parts, about three quarters of an hour on an H100
-#     scripts/measure_gpu.sh doctor arithmetic     some of them
+#     scripts/bench/measure_gpu.sh                       all parts, about three quarters of an hour on an H100
+#     scripts/bench/measure_gpu.sh doctor arithmetic     some of them
 #
 # Each part leaves its output in outputs/gpu/PART.log. PYTHON names the interpreter, FOLDER keeps the random 7B weights
 # (13 GB) between calls.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python} weights=${FOLDER:-outputs/gpu/weights}
 export HF_HUB_OFFLINE=1
 mkdir -p outputs/gpu
@@ -47,7 +47,7 @@ dialogues() {
 # The fast path's loss beside the plain one's over 200 steps, and a resumed run's beside an uninterrupted one's.
 losses() {
     local flags=(--task arithmetic --model smollm2-135m --lr 1e-3 --context-length 512 --epochs 2 --max-steps 200)
-    "$python" scripts/bench_loss.py "${flags[@]}" --picture outputs/gpu/loss-paths.png
+    "$python" scripts/bench/bench_loss.py "${flags[@]}" --picture outputs/gpu/loss-paths.png
     flags+=(--quantization none --output-dir outputs/gpu/resumed --save-steps 100)
     llama2tut finetune "${flags[@]}" --force && cp outputs/gpu/resumed/metrics.jsonl outputs/gpu/whole.jsonl
     rm outputs/gpu/resumed/training.json  # as if it had been killed at its end: it goes on after step 100
@@ -63,22 +63,22 @@ PYTHON
 
 # What hooks, metrics and checkpoints cost of a 7B step.
 hooks() {
-    "$python" scripts/bench_train.py --size 7b --steps 40 --contenders "" --folder "$weights"
-    "$python" scripts/bench_hooks.py --task "$weights/rows.py" --model "$weights" --config samsum-24gb --max-steps 40 \
+    "$python" scripts/bench/bench_train.py --size 7b --steps 40 --contenders "" --folder "$weights"
+    "$python" scripts/bench/bench_hooks.py --task "$weights/rows.py" --model "$weights" --config samsum-24gb --max-steps 40 \
         --save-steps 20
 }
 
 # Training speed and memory of stock llama-recipes, llama2tut and TRL, with what a 24 GB card has left.
-training() { "$python" scripts/bench_train.py --size 7b --steps 14 --warmup 4 --cap-gib 22.5 --folder "$weights"; }
+training() { "$python" scripts/bench/bench_train.py --size 7b --steps 14 --warmup 4 --cap-gib 22.5 --folder "$weights"; }
 
 # Answering speed at the 7B shape, without and with the cap.
 answers() {
     local rows=(--adapter outputs/gpu/random --task samsum --data dialogues --split train --rows 64 --sample 2)
-    [[ -e $weights/config.json ]] || "$python" scripts/bench_train.py --size 7b --contenders "" --folder "$weights"
+    [[ -e $weights/config.json ]] || "$python" scripts/bench/bench_train.py --size 7b --contenders "" --folder "$weights"
     llama2tut finetune --task samsum --data dialogues --model "$weights" --limit 8 --eval-limit 2 --max-steps 1 \
         --no-compile --output-dir outputs/gpu/random --force
-    "$python" scripts/bench_generate.py "${rows[@]}"
-    "$python" scripts/bench_generate.py "${rows[@]}" --cap-gib 22.5
+    "$python" scripts/bench/bench_generate.py "${rows[@]}"
+    "$python" scripts/bench/bench_generate.py "${rows[@]}" --cap-gib 22.5
 }
 
 (($#)) || set -- doctor arithmetic precisions dialogues losses training hooks answers

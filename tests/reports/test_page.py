@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_comparison import arithmetic, dialogues, prompts
 
 from llama2tut.reports import exports
 from llama2tut.reports.page import page
-from test_comparison import arithmetic, dialogues, prompts
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 HOSTILE = ["<script>document.title = 'owned'</script>", "</script><script>document.title = 'owned'</script>",

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_comparison import arithmetic, dialogues, prompts
 from wcwidth import wcswidth
 
 from llama2tut.errors import UsageError
 from llama2tut.reports import exports, markdown, table, wording
-from test_comparison import arithmetic, dialogues, prompts
 
 HOSTILE = ["<script>alert(1)</script>", "a | b || c", "**bold** _it_ ~~s~~ `code`",
            "[x](javascript:alert(1)) ![i](//t)", "&lt;b&gt; &#124;", "ends in \\", "\\| \\\\|", "# h\n- item\n| --- |",

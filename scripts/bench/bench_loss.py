@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether the fast path learns what the plain one does: runs on the same rows in the same order, losses compared.
 
-    python scripts/bench_loss.py --task arithmetic --config arithmetic-24gb --model smollm2-135m --max-steps 200
+    python scripts/bench/bench_loss.py --task arithmetic --config arithmetic-24gb --model smollm2-135m --max-steps 200
 
 Takes the flags of `llama2tut finetune`, and --picture FILE.png. `plain` is that run without a quantised base, Liger's
 kernels, autocast, compiling and recording: what PEFT does by itself. `fast` has all of these but the quantised base,

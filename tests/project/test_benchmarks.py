@@ -10,7 +10,7 @@ import pytest
 
 from llama2tut.cli.main import main
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts/bench"
 
 
 def benchmark(script: str, *arguments: object) -> str:

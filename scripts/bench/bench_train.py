@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Training speed and memory: stock llama-recipes, llama2tut's recipes and TRL on the same weights and rows.
 
-    python scripts/bench_train.py --size 7b --cap-gib 22.5          # one NVIDIA GPU
-    python scripts/bench_train.py --size 135m --steps 12            # two CPU cores, minutes
-    python scripts/bench_train.py --size toy --steps 4              # seconds; what the tests run
+    python scripts/bench/bench_train.py --size 7b --cap-gib 22.5          # one NVIDIA GPU
+    python scripts/bench/bench_train.py --size 135m --steps 12            # two CPU cores, minutes
+    python scripts/bench/bench_train.py --size toy --steps 4              # seconds; what the tests run
 
 Each contender runs in a process of its own on random weights of the named shape. Tokens are counted without padding;
 a step's time is the median over the steps after the warm-up; memory is PyTorch's peak reserved. With --cap-gib a

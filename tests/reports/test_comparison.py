@@ -11,7 +11,7 @@ from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import paired_difference, score
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
-SCHEMA = json.loads((Path(__file__).parents[1] / "docs/comparison.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/comparison.schema.json").read_text("utf-8"))
 EXPRESSIONS = [
     ("What is 19-59?", "-40", "19 - 59 = 40", "19 - 59 = -40"),
     ("3 + 4 = ?", "7", "3 + 4 = 7", "3 + 4 = 7"),

@@ -20,7 +20,7 @@ from llama2tut.errors import DataError, MachineError, UsageError
 def run(request: GenArithmeticRequest) -> GenArithmeticResult:
     return gen_arithmetic.run(request, Console())
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["arithmetic_train.csv", "arithmetic_validation.csv", "arithmetic_test.csv"]
 SMALL = {"train": 20, "validation": 5, "test": 5}
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Answering speed: llama2tut's batches against the tutorial's way and plain unsorted batches, loads included.
 
-    python scripts/bench_generate.py --adapter outputs/arithmetic --task arithmetic --rows 500
-    python scripts/bench_generate.py --adapter outputs/samsum --task samsum --data dialogues --split train --rows 200
+    python scripts/bench/bench_generate.py --adapter outputs/arithmetic --task arithmetic --rows 500
+    python scripts/bench/bench_generate.py --adapter outputs/samsum --task samsum --data dialogues --rows 200
 
 `tutorial` starts a process for each of base and tuned and answers one prompt at a time; `plain` does the same in
 batches of 16 in the order of the rows; `ours` is one `llama2tut compare`'s work: both columns from one load. Greedy

@@ -13,7 +13,7 @@ import yaml
 
 import llama2tut
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def build(source: Path, target: Path, *kinds: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "data" / "dialogues"
+FOLDER = Path(__file__).parents[2] / "data" / "dialogues"
 SIZES = {"train": 90, "val": 22, "test": 22}
 MESSAGE = re.compile(r"([^:\n]{2,20}): \S.*")
 Dialogue = dict[str, str]
