@@ -71,9 +71,9 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
 
     from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
+    from llama2tut.inference.config import prompt_ids, resolve_inference
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
-    from llama2tut.inference.setting import prompt_ids, settle
 
     if options.cap_gib and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
@@ -81,11 +81,11 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
     way, _, column = options.one.partition(":")
     request = CompareRequest(adapter=(options.adapter,), task=options.task, data=options.data, split=options.split)
     with contextlib.redirect_stdout(sys.stderr):
-        setting = settle(request, request.adapter, None, Console())
-        generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
-                         precision=setting.precision, device=setting.device)
-        ids = list(itertools.islice(itertools.cycle(prompt_ids(setting, generator.tokenizer, Console())), options.rows))
-        sampling = Sampling(max_new_tokens=setting.max_new_tokens)
+        config = resolve_inference(request, request.adapter, None, Console())
+        generator = load(config.base_model, config.adapters, quantization=config.quantization,
+                         precision=config.precision, device=config.device)
+        ids = list(itertools.islice(itertools.cycle(prompt_ids(config, generator.tokenizer, Console())), options.rows))
+        sampling = Sampling(max_new_tokens=config.max_new_tokens)
         first = ids[:BATCH.get(way, len(ids))]
         for rows, limit in ((first, Sampling(max_new_tokens=4)), (ids, sampling)):
             began = time.perf_counter()

@@ -206,8 +206,8 @@ def run_ours(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     recipe = options.one.removeprefix("ours-")
     flags = ["--config", "arithmetic-cpu", "--gpus", "0"] if recipe == "cpu" else ["--config", recipe]
     if recipe.startswith(("qv", "all")):  # qv-4096-off: LoRA's layers, tokens a row, gradient checkpointing
-        targets, length, checkpointing = recipe.split("-")
-        flags = ["--config", "samsum-24gb", "--context-length", length, "--gradient-checkpointing", checkpointing]
+        targets, length, recompute = recipe.split("-")
+        flags = ["--config", "samsum-24gb", "--context-length", length, "--gradient-checkpointing", recompute]
         flags += ["--lora-targets", "q_proj,v_proj", "--lora-r", "8"] if targets == "qv" else []
     with tempfile.TemporaryDirectory() as folder:
         code = cli(["finetune", "--task", str(options.folder / "rows.py"), "--model", str(options.folder), "--limit",

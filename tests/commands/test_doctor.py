@@ -170,7 +170,7 @@ def test_the_mends_that_are_looked_for_are_those_that_compat_applies(monkeypatch
         yield
 
     monkeypatch.setattr(compat, "_replaced", record)
-    with compat.mended(compat.Doors(*[None] * 6)):
+    with compat.mended(compat.Callbacks(*[None] * 6)):
         assert replaced == set(checks.MENDED)
 
 

@@ -355,11 +355,11 @@ def test_a_finished_run_is_not_resumed_with_other_flags_and_says_so(finetune):
 def test_training_time_counts_from_the_first_batch(finetune, tmp_path, monkeypatch):
     from llama2tut.training import loop as training
 
-    plan = training.plan
+    make_schedule = training.make_schedule
 
     def slow(*arguments):
         time.sleep(3)
-        return plan(*arguments)
+        return make_schedule(*arguments)
 
     monkeypatch.setattr(training, "plan", slow)
     assert finetune("--max-steps", 2).code == 0

@@ -59,17 +59,17 @@ def test_killed_at_twenty_random_moments(toy_model_dir, arithmetic_dir, tmp_path
         process.start()
         return process
 
-    def recorded() -> int:
+    def cuda_graphs() -> int:
         path = tmp_path / "killed" / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     straight = start("straight")
     moments = random.Random(7)
     for _ in range(20):
-        process, before = start("killed"), recorded()
+        process, before = start("killed"), cuda_graphs()
         # A few steps on, then anywhere within a step, an evaluation or the writing of a checkpoint.
         wanted = before + moments.randint(1, 12)
-        while process.is_alive() and recorded() < wanted:
+        while process.is_alive() and cuda_graphs() < wanted:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.06))
         assert process.is_alive(), (tmp_path / "log").read_text()

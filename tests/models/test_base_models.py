@@ -294,7 +294,7 @@ def test_an_adapter_must_fit_its_base(adapter_dir, model_dir):
 
     def base(**changes):
         config = json.loads((model_dir / "config.json").read_text()) | changes
-        return models.Checkpoint("another", "another", config)
+        return models.BaseModel("another", "another", config)
 
     message = refusal(check_fit, adapter, base(hidden_size=128, head_dim=16))
     assert "mlp.down_proj is 64 wide in one and 128 in the other" in message

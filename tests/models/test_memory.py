@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 from llama2tut.models.memory import advice, estimate
 from shapes import LLAMA_2_7B, QV
 
@@ -20,9 +20,9 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("lora", "length", "checkpointing", "peak"), MEASURED)
-def test_within_a_tenth_of_the_measured_peak(lora, length, checkpointing, peak):
+def test_within_a_tenth_of_the_measured_peak(lora, length, gradient_checkpointing, peak):
     request = dataclasses.replace(REQUEST, context_length=length, **lora)
-    found = estimate(LLAMA_2_7B, request, "bf16", "4bit", checkpointing=checkpointing).total
+    found = estimate(LLAMA_2_7B, request, "bf16", "4bit", gradient_checkpointing=gradient_checkpointing).total
     assert found == pytest.approx(peak, rel=0.1)
 
 
@@ -31,32 +31,32 @@ def test_parameters_of_llama_2_7b():
 
 
 def test_the_tutorials_flags_do_not_fit_24_gb():
-    found = estimate(LLAMA_2_7B, dataclasses.replace(REQUEST, **TUTORIAL), "fp16", "8bit", checkpointing=False)
+    found = estimate(LLAMA_2_7B, dataclasses.replace(REQUEST, **TUTORIAL), "fp16", "8bit", gradient_checkpointing=False)
     assert not found.fits(22.5)
     assert found.total == pytest.approx(40.44, rel=0.1)  # measured as the others
     without = dataclasses.replace(REQUEST, **TUTORIAL | {"lora_dropout": 0.0})
-    assert estimate(LLAMA_2_7B, without, "fp16", "8bit", checkpointing=False).total < found.total - 2
+    assert estimate(LLAMA_2_7B, without, "fp16", "8bit", gradient_checkpointing=False).total < found.total - 2
 
 
 def test_a_large_vocabulary_costs_memory_in_validation():
-    llama_3 = Checkpoint("l3", "l3", {**LLAMA_2_7B.config, "vocab_size": 128_256})
+    llama_3 = BaseModel("l3", "l3", {**LLAMA_2_7B.config, "vocab_size": 128_256})
     request = dataclasses.replace(REQUEST, context_length=4096)
-    peaks = [estimate(checkpoint, request, "bf16", "4bit", checkpointing=True) for checkpoint in (LLAMA_2_7B, llama_3)]
+    peaks = [estimate(model, request, "bf16", "4bit", gradient_checkpointing=True) for model in (LLAMA_2_7B, llama_3)]
     assert peaks[1].workspace == pytest.approx(4096 * 128_256 * (2 + 4 + 4) / 2**30)  # bf16 and float32, log-softmax
     assert peaks[1].workspace > 3 * peaks[0].workspace
 
 
 def test_checkpointing_saves_less_where_products_are_in_int8():
     request = dataclasses.replace(REQUEST, context_length=4096, compile=False)
-    saved = [estimate(LLAMA_2_7B, request, "bf16", quantization, checkpointing=False).activations
-             / estimate(LLAMA_2_7B, request, "bf16", quantization, checkpointing=True).activations
+    saved = [estimate(LLAMA_2_7B, request, "bf16", quantization, gradient_checkpointing=False).activations
+             / estimate(LLAMA_2_7B, request, "bf16", quantization, gradient_checkpointing=True).activations
              for quantization in ("4bit", "8bit")]
     assert saved[1] < saved[0]
 
 
-def advised(room, precision="bf16", quantization="4bit", checkpointing=False, **changes):
+def advised(room, precision="bf16", quantization="4bit", gradient_checkpointing=False, **changes):
     return advice(LLAMA_2_7B, dataclasses.replace(REQUEST, **changes), precision, quantization, room,
-                  checkpointing=checkpointing)
+                  gradient_checkpointing=gradient_checkpointing)
 
 
 @pytest.mark.parametrize(("run", "changes"), [
@@ -82,5 +82,5 @@ def test_nothing_is_advised_that_would_not_fit():
 
 def test_after_running_out_of_memory_nothing_is_advised_that_is_so_already():
     set_already = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8, "gradient_checkpointing": "on"}
-    found = advised(22.5, context_length=4096, checkpointing=True, **set_already)
+    found = advised(22.5, context_length=4096, gradient_checkpointing=True, **set_already)
     assert found == "add --context-length 2048"

@@ -11,7 +11,7 @@ from wcwidth import wcswidth
 import llama2tut.datasets as hooks
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console
-from llama2tut.inference.setting import prompt_ids, settle
+from llama2tut.inference.config import prompt_ids, resolve_inference
 from llama2tut.tasks.sources import load_rows
 from llama2tut.tasks.task import SAMSUM
 from llama2tut.tasks.tokenize import encode_example
@@ -69,9 +69,9 @@ def test_the_tutorials_form_trains_on_the_summaries_and_their_ends_alone(strateg
         return [collate([[rows[i] for i in row] for row in batch], packed=True, width=None, pad_id=0)
                 for batch in order]
 
-    doors = compat.Doors(dtype=torch.float32, attention="sdpa", device="cpu", on_model=watch, batches=batches,
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=watch, batches=batches,
                          evaluate=token_weighted_loss)
-    with compat.mended(doors):
+    with compat.mended(callbacks):
         from llama_recipes.finetuning import main
 
         main(model_name=str(toy_model_dir), use_peft=True, peft_method="lora", output_dir=str(tmp_path / "out"),
@@ -131,7 +131,7 @@ def test_shortened_rows_are_counted_on_stderr_and_keep_frame_and_summary(chats, 
 @pytest.mark.parametrize("new_tokens", [96, 200, 300])
 def test_inference_shortens_as_training_does(chats, toy_model_dir, tokenizer, capsys, new_tokens):
     request = InferRequest(task="samsum", data=str(chats), model=str(toy_model_dir), max_new_tokens=new_tokens)
-    setting = settle(request, [], None, Console())
+    setting = resolve_inference(request, [], None, Console())
     ids = prompt_ids(setting, tokenizer, Console())
     rows = load_rows(SAMSUM, str(chats), seed=42).test
     room = 512 - new_tokens

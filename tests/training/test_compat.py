@@ -203,9 +203,9 @@ def test_a_moved_name_is_said_and_not_passed_over(upstream, monkeypatch):
 def test_everything_is_put_back_also_after_an_error(upstream):
     names = ("LlamaForCausalLM", "get_peft_model", "ConcatDataset")
     before = [getattr(upstream, name) for name in names]
-    doors = compat.Doors(dtype=torch.float32, attention="sdpa", device="cpu", on_model=print, batches=packed_batches,
-                         evaluate=token_weighted_loss)
-    with contextlib.suppress(RuntimeError), compat.mended(doors):
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=print,
+                                 batches=packed_batches, evaluate=token_weighted_loss)
+    with contextlib.suppress(RuntimeError), compat.mended(callbacks):
         assert [getattr(upstream, name) for name in names] != before
         raise RuntimeError
     assert [getattr(upstream, name) for name in names] == before
@@ -217,10 +217,10 @@ def test_the_tutorials_own_form_of_the_call(toy_model_dir, arithmetic_dir, tmp_p
     import llama2tut.datasets as hooks
 
     models = []
-    doors = compat.Doors(dtype=torch.float32, attention="sdpa", device="cpu", on_model=models.append,
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=models.append,
                          batches=packed_batches, evaluate=token_weighted_loss)
     random.seed(0)
-    with compat.mended(doors):
+    with compat.mended(callbacks):
         from llama_recipes.finetuning import main
 
         main(model_name=str(toy_model_dir), use_peft=True, peft_method="lora", output_dir=str(tmp_path / "out"),

@@ -12,8 +12,8 @@ from llama2tut.config.runs import RunConfig
 from llama2tut.training.engine import UPSTREAM_LOG, on_device, upstream_arguments, upstream_log
 
 CONFIG = RunConfig(request=FinetuneRequest(task="arithmetic", output_dir=Path("out")), model_path="toy", device="cpu",
-                   precision="fp32", quantization="none", attention="sdpa", checkpointing=False, liger=False,
-                   recorded=False, data_source="rows",
+                   precision="fp32", quantization="none", attention="sdpa", gradient_checkpointing=False, liger=False,
+                   cuda_graphs=False, data_source="rows",
                    digests={}, versions={})
 
 

@@ -39,12 +39,12 @@ def resolve(monkeypatch, capsys):
 def test_what_cannot_be_recorded_is_trained_without_and_said(resolve, fields, decoder):
     config, said = resolve(**fields)
     assert said.endswith(f"decoder {decoder}\n")
-    assert config.recorded == (decoder == "compiled and recorded")
+    assert config.cuda_graphs == (decoder == "compiled and recorded")
 
 
 def test_checkpointing_comes_on_where_the_run_would_not_fit_otherwise(resolve):
-    assert not resolve(room=22.5)[0].checkpointing
-    assert resolve(room=16.0)[0].checkpointing
+    assert not resolve(room=22.5)[0].gradient_checkpointing
+    assert resolve(room=16.0)[0].gradient_checkpointing
 
 
 def test_room_is_what_is_free_or_our_own_up_to_the_cap(monkeypatch):
@@ -61,7 +61,7 @@ def test_room_is_what_is_free_or_our_own_up_to_the_cap(monkeypatch):
 def test_memory_is_told_for_the_decoder_as_it_will_run(resolve):
     # Layers that are not compiled keep more: 4,096 tokens with every layer adapted then need more than this card has.
     flags = {"room": 20.5, "gradient_checkpointing": "off"}
-    assert resolve(**flags)[0].recorded
+    assert resolve(**flags)[0].cuda_graphs
     with pytest.raises(MachineError, match=r"needs about 2\d\.\d GiB of GPU memory, 20\.5 GiB are there: add "):
         resolve(**flags, precision="fp16")
     assert resolve(**flags, precision="fp16", lora_targets=QV["lora_targets"])[0].liger

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.training.schedule import Schedule, plan
+from llama2tut.training.schedule import Schedule, make_schedule
 
 REQUEST = FinetuneRequest(task="arithmetic", packing=False, batch_size=2, context_length=64, lr=1.0, warmup_ratio=0.0)
 
@@ -26,7 +26,7 @@ def test_the_rate_rises_and_falls(decay, rates):
 
 
 def test_every_example_of_every_epoch_is_trained_on_and_the_order_differs():
-    made = plan([10] * 7, dataclasses.replace(REQUEST, epochs=2))
+    made = make_schedule([10] * 7, dataclasses.replace(REQUEST, epochs=2))
     epochs = [[index for epoch, rows in made.batches if epoch == number for row in rows for index in row]
               for number in (0, 1)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 2
@@ -35,22 +35,22 @@ def test_every_example_of_every_epoch_is_trained_on_and_the_order_differs():
 
 
 def test_accumulation_runs_over_the_end_of_an_epoch():
-    made = plan([10] * 6, dataclasses.replace(REQUEST, epochs=2, gradient_accumulation_steps=4))
+    made = make_schedule([10] * 6, dataclasses.replace(REQUEST, epochs=2, gradient_accumulation_steps=4))
     assert len(made.batches) == 6
     assert made.steps == 2  # four micro-batches, then the two that are left
     assert made.evaluate_at == {1, 2}
 
 
 def test_max_steps_counts_optimizer_steps():
-    made = plan([10] * 20, dataclasses.replace(REQUEST, epochs=3, gradient_accumulation_steps=2, max_steps=3))
+    made = make_schedule([10] * 20, dataclasses.replace(REQUEST, epochs=3, gradient_accumulation_steps=2, max_steps=3))
     assert (made.steps, len(made.batches)) == (3, 6)
     assert made.evaluate_at == {3}
 
 
 def test_evaluations_come_at_intervals_at_each_epochs_end_and_at_the_end():
-    made = plan([10] * 10, dataclasses.replace(REQUEST, epochs=2, eval_steps=3))
+    made = make_schedule([10] * 10, dataclasses.replace(REQUEST, epochs=2, eval_steps=3))
     assert made.evaluate_at == {3, 5, 6, 9, 10}
 
 
 def test_warm_up_is_a_share_of_all_steps():
-    assert plan([10] * 40, dataclasses.replace(REQUEST, warmup_ratio=0.1)).warmup_steps == 2
+    assert make_schedule([10] * 40, dataclasses.replace(REQUEST, warmup_ratio=0.1)).warmup_steps == 2

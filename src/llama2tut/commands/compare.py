@@ -14,7 +14,7 @@ from llama2tut.config.runs import package_versions, read_metrics
 from llama2tut.console import Console, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import write_whole, writing
-from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
+from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
@@ -47,23 +47,23 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
         faults.append(f"--output {request.output} is no file in a folder that exists; give another")
     faults.refuse()
-    setting = settle(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
-    scored = bool(setting.rows and setting.task and setting.task.metric != "none")
+    config = resolve_inference(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
+    scored = bool(config.rows and config.task and config.task.metric != "none")
     wording.check_show(request.show, scored)  # again: a task may have no metric
     if not scored and (request.fail_under is not None or request.fail_if_worse):
         raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
-    best = 1 if setting.task and setting.task.metric == "exact_match" else 100
+    best = 1 if config.task and config.task.metric == "exact_match" else 100
     if request.fail_under is not None and request.fail_under > best:
         raise UsageError(f"--fail-under {request.fail_under:g} cannot be met: this score goes from 0 to {best}; "
                          "give one of these")
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
-    if scored and setting.task and setting.task.metric == "rouge":
-        references = [row[setting.task.reference] for row in setting.rows]
+    if scored and config.task and config.task.metric == "rouge":
+        references = [row[config.task.reference] for row in config.rows]
         if unread := sum(not re.search("[a-z0-9]", reference.lower()) for reference in references):
             console.warn(f"ROUGE reads words of a-z and 0-9 only: {unread:,} of {len(references):,} references have "
                          "none and score 0 whatever the answer")
-    comparison = compare(setting, request, console)
+    comparison = compare(config, request, console)
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
@@ -84,26 +84,26 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     return CompareResult(comparison, shown, 3 if _gates(comparison, request, console) else 0)
 
 
-def compare(setting: Setting, request: CompareRequest, console: Console) -> Comparison:
+def compare(config: InferenceConfig, request: CompareRequest, console: Console) -> Comparison:
     """Answer with every column and score the answers."""
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
     from llama2tut.models.loading import load_tokenizer
 
-    ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
-    generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
-                     precision=setting.precision, device=setting.device)
-    sampling = Sampling(max_new_tokens=setting.max_new_tokens, seed=request.seed)
+    ids = prompt_ids(config, load_tokenizer(config.base_model.path), console)
+    generator = load(config.base_model, config.adapters, quantization=config.quantization,
+                     precision=config.precision, device=config.device)
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
     columns: list[list[str]] = []
     rates: list[float] = []
-    for adapter in (None, *range(len(setting.adapters))):
-        name = "base" if adapter is None else str(setting.adapters[adapter].path)
+    for adapter in (None, *range(len(config.adapters))):
+        name = "base" if adapter is None else str(config.adapters[adapter].path)
         found = generator.answers(ids, adapter=adapter, sampling=sampling, batch_size=request.batch_size,
                                   progress=partial(_progress, console, name, len(ids)))
         columns.append(found.texts)
         rates.append(found.new_tokens / max(found.seconds, 1e-9))
-    task = setting.task if setting.rows else None
-    references = [row[task.reference] for row in setting.rows] if task else None
+    task = config.task if config.rows else None
+    references = [row[task.reference] for row in config.rows] if task else None
     scores: tuple[Scores, ...] = ()
     differences: tuple[Difference, ...] = ()
     values: Sequence[Sequence[float | None]] = [[None] * len(ids) for _ in columns]
@@ -115,13 +115,13 @@ def compare(setting: Setting, request: CompareRequest, console: Console) -> Comp
     rows = tuple(ComparedRow(prompt=prompt, reference=references[at] if references else None,
                              answers=tuple(column[at] for column in columns),
                              values=tuple(column[at] for column in values))
-                 for at, prompt in enumerate(setting.prompts))
-    settings = {"split": request.split if task else None, "data": setting.source, "device": setting.device,
-                "quantization": setting.quantization, "precision": setting.precision,
-                "max_new_tokens": setting.max_new_tokens, "seed": request.seed, "versions": package_versions()}
-    first = setting.adapters[0]
-    return Comparison(task=setting.task.name if setting.task else None, model=setting.checkpoint.name,
-                      adapters=tuple(str(adapter.path) for adapter in setting.adapters), rows=rows, scores=scores,
+                 for at, prompt in enumerate(config.prompts))
+    settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
+                "quantization": config.quantization, "precision": config.precision,
+                "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
+    first = config.adapters[0]
+    return Comparison(task=config.task.name if config.task else None, model=config.base_model.name,
+                      adapters=tuple(str(adapter.path) for adapter in config.adapters), rows=rows, scores=scores,
                       differences=differences, tokens_per_second=tuple(rates), settings=settings,
                       recipe=first.request, metrics=tuple(read_metrics(first.path)))
 

@@ -15,7 +15,7 @@ from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunCo
 from llama2tut.console import Console
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
-from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
+from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import gpu_present
 from llama2tut.tasks.sources import Rows, load_rows
 from llama2tut.tasks.task import Task
@@ -60,28 +60,28 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
         rows = faults.attempt(load_rows, task, request.data, seed=request.seed, splits=("train", "validation"))
     if request.eval_generate and (task is None or task.metric == "none"):
         faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
-    checkpoint = resolve_last(model, faults)
-    if checkpoint:
-        faults += _unknown_targets(request.lora_targets, checkpoint)
+    base_model = resolve_last(model, faults)
+    if base_model:
+        faults += _unknown_targets(request.lora_targets, base_model)
     faults.refuse()
-    assert checkpoint is not None
+    assert base_model is not None
     if finished:
         console.note(f"{folder} holds a finished run; there is nothing left to do")
         return FinetuneResult(_next_steps(request))
     if not on_gpu and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
-    for note in (*checkpoint.notes, *(rows.notes if rows else ())):
+    for note in (*base_model.notes, *(rows.notes if rows else ())):
         console.warn(note)
     from llama2tut.reports.dry_run import dry_run
     from llama2tut.training.planning import resolve_run
 
-    config = resolve_run(request, checkpoint, rows, console)
+    config = resolve_run(request, base_model, rows, console)
     if request.dry_run:
-        return FinetuneResult(dry_run(config, checkpoint, task, rows))
-    return _train(config, checkpoint, task, rows, console)
+        return FinetuneResult(dry_run(config, base_model, task, rows))
+    return _train(config, base_model, task, rows, console)
 
 
-def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None,
+def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None,
            console: Console) -> FinetuneResult:
     import torch
 
@@ -96,9 +96,9 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
     tokenizer, faults = load_tokenizer(config.model_path), Faults()
     for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet
         examples = faults.attempt(split_examples, config.request, tokenizer, split) or ()
-        if long := sum(len(example["input_ids"]) > checkpoint.positions for example in examples):
-            console.warn(f"{split}: {long:,} rows are longer than the {checkpoint.positions:,} tokens that "
-                         f"{checkpoint.name} was made for; a lower --context-length shortens or names them")
+        if long := sum(len(example["input_ids"]) > base_model.positions for example in examples):
+            console.warn(f"{split}: {long:,} rows are longer than the {base_model.positions:,} tokens that "
+                         f"{base_model.name} was made for; a lower --context-length shortens or names them")
     faults.refuse()
     with _locked(config.output_dir):
         resume_from = None
@@ -115,13 +115,13 @@ def _train(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: R
         publish(config.output_dir, tokenizer)
         score = None
         if config.request.eval_generate and task and rows:
-            score = answer_scorer(config, task, rows, tokenizer, checkpoint.positions, console)
+            score = answer_scorer(config, task, rows, tokenizer, base_model.positions, console)
         try:
             run = train(config, console, resume_from, score)
         except torch.OutOfMemoryError:
-            planned = dataclasses.replace(config.request, compile=config.recorded)
-            changes = advice(checkpoint, planned, config.precision, config.quantization, gpu_room_gib(),
-                             checkpointing=config.checkpointing)
+            planned = dataclasses.replace(config.request, compile=config.cuda_graphs)
+            changes = advice(base_model, planned, config.precision, config.quantization, gpu_room_gib(),
+                             gradient_checkpointing=config.gradient_checkpointing)
             raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
                                "changes gradient checkpointing alone, else --force") from None
         write_report(config, run, console)
@@ -166,16 +166,16 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run left, and only that."""
     with writing(folder):
         for name in ("step-*", ".step-*"):
-            for checkpoint in (folder / "checkpoints").glob(name):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            for base_model in (folder / "checkpoints").glob(name):
+                shutil.rmtree(base_model, ignore_errors=True)
         for name in _WRITTEN:
             (folder / name).unlink(missing_ok=True)
 
 
-def _unknown_targets(targets: tuple[str, ...], checkpoint: Checkpoint) -> list[str]:
+def _unknown_targets(targets: tuple[str, ...], base_model: BaseModel) -> list[str]:
     """A fault for each of --lora-targets that names no layer; PEFT passes over it where another one does."""
-    layers = [f"model.layers.{number}.{name}" for number in range(checkpoint.config["num_hidden_layers"])
-              for name in checkpoint.linears] + ["model.embed_tokens", "lm_head"]
+    layers = [f"model.layers.{number}.{name}" for number in range(base_model.config["num_hidden_layers"])
+              for name in base_model.linears] + ["model.embed_tokens", "lm_head"]
     return [f"--lora-targets {target}: the model has no layers of this name; use all-linear, or q_proj,k_proj,v_proj,"
             "o_proj,gate_proj,up_proj,down_proj" for target in targets
             if target != "all-linear" and not any(f".{layer}".endswith(f".{target}") for layer in layers)]

@@ -12,7 +12,7 @@ from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.files import append_line, writing
-from llama2tut.inference.setting import Setting, prompt_ids, read_prompts, settle
+from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 
 _AGAIN = "run the same command again: it goes on"
 
@@ -32,28 +32,28 @@ def run(request: InferRequest, console: Console) -> InferResult:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
     prompts = _prompts(request)
-    setting = settle(request, [request.adapter] if request.adapter else [], prompts, console,
+    config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, console,
                      template=prompts is not None and bool(request.task) and not request.raw)
     unset = InferRequest()
     if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
                                      for name in ("temperature", "top_p", "top_k")):
         console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
-    settings = _settings(request, setting) if request.output else ""
-    done = _rows_done(request.output, setting, settings) if request.output else 0
-    if done == len(setting.prompts):
+    settings = _settings(request, config) if request.output else ""
+    done = _rows_done(request.output, config, settings) if request.output else 0
+    if done == len(config.prompts):
         console.note(f"{request.output} has all answers; there is nothing left to do")
         return InferResult(f"{request.output}\n")
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
     from llama2tut.models.loading import load_tokenizer
 
-    ids = prompt_ids(setting, load_tokenizer(setting.checkpoint.path), console)
-    generator = load(setting.checkpoint, setting.adapters, quantization=setting.quantization,
-                     precision=setting.precision, device=setting.device)
-    sampling = Sampling(max_new_tokens=setting.max_new_tokens, do_sample=request.do_sample,
+    ids = prompt_ids(config, load_tokenizer(config.base_model.path), console)
+    generator = load(config.base_model, config.adapters, quantization=config.quantization,
+                     precision=config.precision, device=config.device)
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, do_sample=request.do_sample,
                         temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
                         repetition_penalty=request.repetition_penalty, seed=request.seed)
-    adapter = 0 if setting.adapters else None
+    adapter = 0 if config.adapters else None
     if len(ids) == 1 and prompts is not None and not request.output:
         for piece in generator.stream(ids[0], adapter=adapter, sampling=sampling):
             console.write(visible(piece) if console.out.isatty() else piece)
@@ -61,10 +61,10 @@ def run(request: InferRequest, console: Console) -> InferResult:
     answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
                                      first_row=done)
     if request.output:
-        records = (record | {"settings": settings} for record in _records(setting, answers, done))
+        records = (record | {"settings": settings} for record in _records(config, answers, done))
         _append(request.output, records, len(ids), done, console)
         return InferResult(f"{request.output}\n")
-    for record in _records(setting, answers, done):
+    for record in _records(config, answers, done):
         line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
         console.write(visible(line) if console.out.isatty() else line)
     return InferResult()
@@ -103,17 +103,17 @@ def _standard_input() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _settings(request: InferRequest, setting: Setting) -> str:
+def _settings(request: InferRequest, config: InferenceConfig) -> str:
     """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
     weights = [hashlib.sha256((adapter.path / "adapter_model.safetensors").read_bytes()).hexdigest()
-               for adapter in setting.adapters]
+               for adapter in config.adapters]
     sampling = [request.temperature, request.top_p, request.top_k, request.seed] if request.do_sample else None
-    parts = [setting.checkpoint.path, weights, setting.quantization, setting.precision, setting.max_new_tokens,
+    parts = [config.base_model.path, weights, config.quantization, config.precision, config.max_new_tokens,
              request.repetition_penalty, sampling]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
+def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
     """One object a row, in input order however the batches were made up."""
     from llama2tut.tasks.metrics import score
 
@@ -122,11 +122,11 @@ def _records(setting: Setting, answers: Iterator[Any], first: int) -> Iterator[d
     for index, text, _ in answers:
         waiting[first + index] = text
         while at in waiting:
-            record: dict[str, Any] = {"prompt": setting.prompts[at], "completion": waiting.pop(at)}
-            if setting.task and setting.rows:
-                record["reference"] = setting.rows[at][setting.task.reference]
-                if setting.task.metric != "none":
-                    scores = score(setting.task, [record["completion"]], [record["reference"]], seed=0)
+            record: dict[str, Any] = {"prompt": config.prompts[at], "completion": waiting.pop(at)}
+            if config.task and config.rows:
+                record["reference"] = config.rows[at][config.task.reference]
+                if config.task.metric != "none":
+                    scores = score(config.task, [record["completion"]], [record["reference"]], seed=0)
                     record |= {name: values[0] for name, values in scores.per_row.items()}
             yield record
             at += 1
@@ -142,7 +142,7 @@ def _append(path: Path, records: Iterator[dict[str, Any]], total: int, done: int
         console.progress(f"{number:,}/{total:,} rows", last=number == total)
 
 
-def _rows_done(path: Path, setting: Setting, settings: str) -> int:
+def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
     """Rows that an earlier, interrupted run of the same prompts and settings wrote.
 
     Raises:
@@ -158,9 +158,9 @@ def _rows_done(path: Path, setting: Setting, settings: str) -> int:
     lines = data.split(b"\n")
     if lines[-1]:
         raise DataError(f"--output {path} ends in half a line; remove that line, or give another file")
-    if len(lines) - 1 > len(setting.prompts):
+    if len(lines) - 1 > len(config.prompts):
         raise DataError(other)
-    for line, prompt in zip(lines[:-1], setting.prompts, strict=False):
+    for line, prompt in zip(lines[:-1], config.prompts, strict=False):
         try:
             record = json.loads(line)
             if record["prompt"] != prompt or not isinstance(record["completion"], str):

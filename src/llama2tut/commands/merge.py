@@ -14,7 +14,7 @@ from llama2tut.console import Console
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers
 from llama2tut.models.adapters import check_fit, read_adapter
-from llama2tut.models.base_models import Checkpoint, resolve
+from llama2tut.models.base_models import BaseModel, resolve
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present, torch_dtype
 from llama2tut.models.loading import load_tokenizer, loading
@@ -41,11 +41,11 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
     from safetensors import SafetensorError
 
     folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
-    checkpoint = resolve(request.model or adapter.base)
-    check_fit(adapter, checkpoint)
-    _refuse_taken(folder, request, Path(checkpoint.path))
+    base_model = resolve(request.model or adapter.base)
+    check_fit(adapter, base_model)
+    _refuse_taken(folder, request, Path(base_model.path))
     precision = request.precision or ("bf16" if gpu_present() else "fp32")
-    needed, free = checkpoint.parameters * (4 if precision == "fp32" else 2) / 2**30, free_memory_gib()
+    needed, free = base_model.parameters * (4 if precision == "fp32" else 2) / 2**30, free_memory_gib()
     say = console.note if needed < free else console.warn
     say(f"merging in {precision}: about {needed:.1f} GiB of memory ({free:.1f} are free), and as much on disk")
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -53,8 +53,8 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
         beside.mkdir(parents=True)
         if shutil.disk_usage(beside).free < needed * 2**30:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _merged(checkpoint, adapter.path, precision).save_pretrained(beside)
-        _make_readable_elsewhere(beside, checkpoint.path)
+        _merged(base_model, adapter.path, precision).save_pretrained(beside)
+        _make_readable_elsewhere(beside, base_model.path)
         open_to_readers(beside)
         if folder.exists():
             shutil.rmtree(folder)
@@ -68,15 +68,15 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
                        '--prompt "…"\n')
 
 
-def _merged(checkpoint: Checkpoint, adapter: Path, precision: str) -> Any:
+def _merged(base_model: BaseModel, adapter: Path, precision: str) -> Any:
     """The model, without a trace of PEFT."""
     import torch
     from peft import PeftModel
     from transformers import LlamaForCausalLM
 
-    tokenizer = load_tokenizer(checkpoint.path)
-    with loading(f"--model {checkpoint.name}"):
-        model: Any = LlamaForCausalLM.from_pretrained(checkpoint.path, dtype=torch_dtype(precision),
+    tokenizer = load_tokenizer(base_model.path)
+    with loading(f"--model {base_model.name}"):
+        model: Any = LlamaForCausalLM.from_pretrained(base_model.path, dtype=torch_dtype(precision),
                                                       use_safetensors=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training

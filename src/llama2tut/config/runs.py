@@ -47,9 +47,9 @@ class RunConfig:
     precision: Precision
     quantization: Quantization
     attention: str
-    checkpointing: bool
+    gradient_checkpointing: bool
     liger: bool
-    recorded: bool
+    cuda_graphs: bool
     data_source: str
     digests: Mapping[str, str]
     versions: Mapping[str, str]

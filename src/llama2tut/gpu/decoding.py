@@ -53,7 +53,7 @@ def decode(model: Any, input_ids: Any, attention_mask: Any, max_new_tokens: int,
     (rows, width), device = input_ids.shape, input_ids.device
     eos = torch.tensor(eos_ids, device=device, dtype=torch.long)
     cache = StaticCache(config=model.config, max_cache_len=width + max_new_tokens)
-    # All of it before the prefill: made layer by layer, it would take the blocks that each layer leaves to the next.
+    # The whole cache first: allocated layer by layer, it takes memory that the next layer's activations could reuse.
     cache.early_initialization(rows, model.config.num_key_value_heads, model.config.head_dim,
                                model.get_input_embeddings().weight.dtype, device)
     slots = torch.arange(width + max_new_tokens, device=device)

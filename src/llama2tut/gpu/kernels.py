@@ -56,15 +56,15 @@ def prepare(model: Any, config: RunConfig) -> None:
     """
     import torch
 
-    from llama2tut.gpu.recording import autocast_decoder, record_decoder
+    from llama2tut.gpu.cuda_graphs import autocast_decoder, capture_decoder
 
     base = model.get_base_model()
-    if config.checkpointing:
+    if config.gradient_checkpointing:
         # Nothing random is recomputed where the decoder is recorded: there is no dropout then.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={
-            "use_reentrant": False, "preserve_rng_state": not config.recorded})
+            "use_reentrant": False, "preserve_rng_state": not config.cuda_graphs})
         base.enable_input_require_grads()
     if config.precision == "bf16":
         autocast_decoder(base.model, torch.bfloat16)
-    if config.recorded:
-        record_decoder(base.model, config.request.batch_size, config.request.context_length)
+    if config.cuda_graphs:
+        capture_decoder(base.model, config.request.batch_size, config.request.context_length)

@@ -1,6 +1,6 @@
 """Answers of a base model and its adapters, from one load of the base weights, many prompts at a time.
 
-    generator = load(checkpoint, [adapter], quantization="none", precision="fp32", device="cpu")
+    generator = load(base_model, [adapter], quantization="none", precision="fp32", device="cpu")
     generator.answers(prompts, adapter=0).texts         # of the first adapter
     generator.answers(prompts, adapter=None).texts      # of the base model: the same weights, adapters switched off
 
@@ -19,7 +19,7 @@ from llama2tut.gpu import kernels
 from llama2tut.gpu.decoding import add_adapters_in_place, decode
 from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.models.adapters import Adapter
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import check_cuda
 from llama2tut.models.loading import load_tokenizer, loading, unpack
 
@@ -38,12 +38,12 @@ class Answers:
     seconds: float
 
 
-def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: str, precision: str,
+def load(base_model: BaseModel, adapters: Sequence[Adapter], *, quantization: str, precision: str,
          device: str) -> "Generator":
     """Load the base weights once, and each adapter beside the others.
 
     Args:
-        checkpoint: the base model.
+        base_model: what answers, alone and with each adapter.
         adapters: any number of LoRA adapters that fit it.
         quantization: `4bit` (nf4, double quantisation), `8bit`, or `none`.
         precision: `bf16`, `fp16` or `fp32`: to compute in, and to store what is not quantised.
@@ -61,17 +61,17 @@ def load(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, quantization: s
     if on_gpu and kernels.liger_available():
         kernels.patch_llama(training=False)
     try:
-        model, switch, tokenizer = _load(checkpoint, adapters, quantization, precision, device)
+        model, peft_model, tokenizer = _load(base_model, adapters, quantization, precision, device)
     except torch.OutOfMemoryError:
-        raise MachineError(f"{checkpoint.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
+        raise MachineError(f"{base_model.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
                            "--model") from None
     ends = model.generation_config.eos_token_id
     eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    # int8 products look at numbers on the CPU, which a recording cannot.
-    return Generator(model.eval(), switch, tokenizer, frozenset(eos), recorded=on_gpu and quantization != "8bit")
+    # int8 products synchronise with the CPU, which capturing a CUDA graph forbids.
+    return Generator(model.eval(), peft_model, tokenizer, frozenset(eos), cuda_graphs=on_gpu and quantization != "8bit")
 
 
-def _load(checkpoint: Checkpoint, adapters: Sequence[Adapter], quantization: str, precision: str,
+def _load(base_model: BaseModel, adapters: Sequence[Adapter], quantization: str, precision: str,
           device: str) -> tuple[Any, Any, Any]:
     """Model, PeftModel around it (None without adapters) and tokenizer."""
     import torch
@@ -86,31 +86,31 @@ def _load(checkpoint: Checkpoint, adapters: Sequence[Adapter], quantization: str
                         bnb_4bit_compute_dtype=dtype)
     else:
         config = config(load_in_8bit=True) if quantization == "8bit" else None
-    tokenizer = load_tokenizer(checkpoint.path)
-    with loading(f"--model {checkpoint.name}", quantized=bool(config)):
+    tokenizer = load_tokenizer(base_model.path)
+    with loading(f"--model {base_model.name}", quantized=bool(config)):
         model: Any = LlamaForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, device_map={"": device}, use_safetensors=True, attn_implementation="sdpa",
+            base_model.path, dtype=dtype, device_map={"": device}, use_safetensors=True, attn_implementation="sdpa",
             quantization_config=config)
-    unpacked = 1.1 * dtype.itemsize * checkpoint.parameters
+    unpacked = 1.1 * dtype.itemsize * base_model.parameters
     if on_gpu and quantization == "4bit" and unpacked < torch.cuda.mem_get_info()[0]:
         model = unpack(model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # as in training
-    switch: Any = None
+    peft_model: Any = None
     for number, adapter in enumerate(adapters):
         with loading(f"--adapter {adapter.path}"):
-            if switch is None:
-                switch = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
+            if peft_model is None:
+                peft_model = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
                                                    autocast_adapter_dtype=not on_gpu)
             else:
-                switch.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
-            own = [tensor for name, tensor in switch.named_parameters() if name.endswith(f".{number}.weight")]
+                peft_model.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
+            own = [tensor for name, tensor in peft_model.named_parameters() if name.endswith(f".{number}.weight")]
             if not all(bool(tensor.isfinite().all()) for tensor in own):
                 raise ModelError(f"--adapter {adapter.path} has numbers that are not finite: its training went wrong; "
                                  "train again with a lower --lr")
-    if on_gpu and switch:
-        add_adapters_in_place(switch)
-    return model, switch, tokenizer
+    if on_gpu and peft_model:
+        add_adapters_in_place(peft_model)
+    return model, peft_model, tokenizer
 
 
 class Generator:
@@ -124,11 +124,12 @@ class Generator:
         recorded: greedy answers come from decode steps that are recorded as a CUDA graph.
     """
 
-    def __init__(self, model: Any, switch: Any, tokenizer: Any, eos: frozenset[int], *, recorded: bool = False) -> None:
-        self._recorded = recorded
+    def __init__(self, model: Any, peft_model: Any, tokenizer: Any, eos: frozenset[int], *,
+                 cuda_graphs: bool = False) -> None:
+        self._cuda_graphs = cuda_graphs
         self.tokenizer = tokenizer
         self._model = model
-        self._switch = switch
+        self._peft_model = peft_model
         self._eos = eos
         self._fits: int | None = None  # rows to try next, once a batch has run out of memory
 
@@ -184,7 +185,7 @@ class Generator:
                 tokens = self._decode([prompts[row] for row in rows], adapter, sampling,
                                       [first_row + row for row in rows])
             except torch.OutOfMemoryError:
-                tokens = None  # the exception holds on to the batch's tensors until this block is left
+                tokens = None  # retried outside of `except`: its traceback keeps the batch's tensors alive
             if tokens is None:
                 if len(rows) == 1:
                     raise MachineError(_TOO_LONG)
@@ -233,11 +234,11 @@ class Generator:
 
     def _only(self, adapter: int | None) -> AbstractContextManager[Any]:
         """While it lasts, the model answers with this adapter alone, or with none."""
-        if self._switch is None:
+        if self._peft_model is None:
             return nullcontext()
         if adapter is None:
-            return self._switch.disable_adapter()  # type: ignore[no-any-return]  # peft is untyped
-        self._switch.set_adapter(str(adapter))
+            return self._peft_model.disable_adapter()  # type: ignore[no-any-return]  # peft is untyped
+        self._peft_model.set_adapter(str(adapter))
         return nullcontext()
 
     def _decode(self, prompts: list[list[int]], adapter: int | None, sampling: Sampling,
@@ -247,7 +248,7 @@ class Generator:
 
         found: list[list[int]] = [[] for _ in prompts]
         with self._only(adapter):
-            if self._recorded and not sampling.do_sample and sampling.repetition_penalty == 1:
+            if self._cuda_graphs and not sampling.do_sample and sampling.repetition_penalty == 1:
                 pads = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
                 ids = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
                 mask = [[0] * pad + [1] * len(prompt) for pad, prompt in zip(pads, prompts, strict=True)]

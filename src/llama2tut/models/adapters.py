@@ -11,7 +11,7 @@ from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json, tensor_shapes
 from llama2tut.models.smollm2 import ALIAS
 
@@ -111,7 +111,7 @@ def _saved_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return file.values | resolved, whole.section("digests").values
 
 
-def check_fit(adapter: Adapter, checkpoint: Checkpoint) -> None:
+def check_fit(adapter: Adapter, base_model: BaseModel) -> None:
     """Refuse an adapter that was trained on a base model of another shape.
 
     Raises:
@@ -124,14 +124,14 @@ def check_fit(adapter: Adapter, checkpoint: Checkpoint) -> None:
         if not match:
             continue
         layers.add(int(match[1]))
-        inputs, outputs = checkpoint.linears.get(match[2], (0, 0))
+        inputs, outputs = base_model.linears.get(match[2], (0, 0))
         size, expected = (shape[-1], inputs) if match[3] == "A" else (shape[0], outputs)
         if size != expected:
-            raise ModelError(f"--adapter {adapter.path} does not fit {checkpoint.name}: {match[2]} is {size} wide in "
+            raise ModelError(f"--adapter {adapter.path} does not fit {base_model.name}: {match[2]} is {size} wide in "
                              f"one and {expected} in the other; {advice}")
-    count = checkpoint.config["num_hidden_layers"]
+    count = base_model.config["num_hidden_layers"]
     if not layers or max(layers) >= count or (len(layers) < count and not adapter.config.get("layers_to_transform")):
-        raise ModelError(f"--adapter {adapter.path} does not fit {checkpoint.name}: it covers {len(layers)} of "
+        raise ModelError(f"--adapter {adapter.path} does not fit {base_model.name}: it covers {len(layers)} of "
                          f"{count} layers; {advice}")
 
 

@@ -22,8 +22,8 @@ DEFAULT_CPU = ALIAS
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A Llama checkpoint that can be loaded.
+class BaseModel:
+    """A Llama model that can be loaded.
 
     Attributes:
         name: what the user typed.
@@ -56,8 +56,8 @@ class Checkpoint:
         return int(self.config["num_hidden_layers"] * layer + copies * embedding)
 
 
-def resolve(name: str) -> Checkpoint:
-    """The checkpoint that `name` (alias, folder or hub id) stands for, refused if it could not be loaded.
+def resolve(name: str) -> BaseModel:
+    """The base model that `name` (alias, folder or hub id) stands for, refused if it could not be loaded.
 
     Raises:
         ModelError: no such model, not a Llama, incomplete, not in safetensors, gated or out of reach.
@@ -66,18 +66,18 @@ def resolve(name: str) -> Checkpoint:
     folder = converted() if name == ALIAS else Path(name).expanduser()
     if folder.is_dir():
         config = check_folder(folder)
-        return Checkpoint(name, str(folder.resolve()), config, _notes(folder, config))
+        return BaseModel(name, str(folder.resolve()), config, _notes(folder, config))
     if folder.exists():
         raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         folder, config = _from_hub(name)
-        return Checkpoint(name, name, config, _notes(folder, config))
+        return BaseModel(name, name, config, _notes(folder, config))
     close = difflib.get_close_matches(name.lower(), [ALIAS])
     hint = f"did you mean {ALIAS}?" if close else f"give a folder, a hub id such as {DEFAULT_GPU}, or {ALIAS}"
     raise ModelError(f"--model {name}: there is no such folder or model: {hint}")
 
 
-def resolve_last(name: str, faults: Faults) -> Checkpoint | None:
+def resolve_last(name: str, faults: Faults) -> BaseModel | None:
     """`resolve`, its faults gathered. The demo model is left alone by a request that is refused anyway: its first use
     converts it, which takes seconds."""
     return None if faults and name == ALIAS else faults.attempt(resolve, name)
@@ -120,7 +120,7 @@ def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _notes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is odd about a checkpoint: a tokenizer with more tokens than the embedding has rows."""
+    """What is odd about a base model: a tokenizer with more tokens than the embedding has rows."""
     if not (folder / "tokenizer.json").is_file():
         return ()
     with loading(str(folder / "tokenizer.json")):

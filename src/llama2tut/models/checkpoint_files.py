@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, checked from JSON and safetensors headers alone; no weights are read."""
+"""What a base model's folder holds, checked from JSON and safetensors headers alone; no weights are read."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How transformers and PEFT are let at a checkpoint's files: nothing in them runs, and no fault ends in a traceback."""
+"""Load checkpoint files safely, and turn the libraries' errors into errors that a user can mend."""
 
 import contextlib
 import gc
@@ -41,7 +41,7 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
 def unpack(model: Any) -> Any:
     """A 4-bit model with the numbers that its adapter was trained against, not to be unpacked again for every token."""
     model = model.dequantize()
-    gc.collect()  # packed weights refer to themselves, and would stay beside the others: 3.2 GiB of a 7B model
+    gc.collect()  # 4-bit weights are in reference cycles: uncollected, they would stay beside the copy (7B: 3.2 GiB)
     return model
 
 

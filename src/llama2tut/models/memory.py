@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 
 _GIB = 2**30
 _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row
 _ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the recording, and Adam's two moments; measured
 _WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
 _LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, float32 logits, log-probabilities
-# Recomputing a layer holds its kept values, their gradients and what comes between: as many layers' worth, measured.
+# The peak while one layer is recomputed, in units of what its activations take; measured.
 _RECOMPUTED_LAYERS = 4.5
 
 
@@ -36,17 +36,17 @@ class Estimate:
         return self.total <= room
 
 
-def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, *,
-             checkpointing: bool) -> Estimate:
+def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, *,
+             gradient_checkpointing: bool) -> Estimate:
     """The peak of a run with these settings; `request.compile` tells whether its decoder will indeed be compiled."""
-    width, layers = checkpoint.config["hidden_size"], checkpoint.config["num_hidden_layers"]
-    inner = checkpoint.config["intermediate_size"]
+    width, layers = base_model.config["hidden_size"], base_model.config["num_hidden_layers"]
+    inner = base_model.config["intermediate_size"]
     bytes_each = 4 if precision == "fp32" else 2
-    linear = layers * sum(inputs * outputs for inputs, outputs in checkpoint.linears.values())
-    others = checkpoint.parameters - linear
-    targets = set(checkpoint.linears) if request.lora_targets == ("all-linear",) else {
-        name for name in checkpoint.linears if name.rpartition(".")[2] in request.lora_targets}
-    lora = layers * request.lora_r * sum(sum(checkpoint.linears[name]) for name in targets)
+    linear = layers * sum(inputs * outputs for inputs, outputs in base_model.linears.values())
+    others = base_model.parameters - linear
+    targets = set(base_model.linears) if request.lora_targets == ("all-linear",) else {
+        name for name in base_model.linears if name.rpartition(".")[2] in request.lora_targets}
+    lora = layers * request.lora_r * sum(sum(base_model.linears[name]) for name in targets)
     tokens = request.batch_size * request.context_length
     # What a decoder layer keeps for its backward pass, a token: nine values as wide as the model (residual stream,
     # norms, q, k, v, attention), gate and up. Compiled layers recompute the input of down_proj, others keep it.
@@ -54,19 +54,21 @@ def estimate(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, q
     if quantization == "8bit":
         kept *= 2  # int8 products keep their inputs twice
     if request.lora_dropout:  # each adapter keeps its own dropped input, two bytes, and what was dropped, one
-        kept += 1.5 * sum(checkpoint.linears[name][0] for name in targets)
+        kept += 1.5 * sum(base_model.linears[name][0] for name in targets)
     layer = tokens * kept * bytes_each
-    activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer if checkpointing else layers * layer
-    if quantization == "8bit" and checkpointing:  # which cannot drop what int8 products keep: the inputs of each
+    activations = layers * layer
+    if gradient_checkpointing:
+        activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer
+    if quantization == "8bit" and gradient_checkpointing:  # which does not free the inputs that int8 products save
         activations += layers * tokens * (3 * width + inner) * bytes_each
-    logits = tokens * checkpoint.config["vocab_size"] * _LOGIT_BYTES
+    logits = tokens * base_model.config["vocab_size"] * _LOGIT_BYTES
     return Estimate(weights=(linear * _WEIGHT_BYTES.get(quantization, bytes_each) + others * bytes_each) / _GIB,
                     adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
                     workspace=max(_WORKSPACE, logits / _GIB))
 
 
-def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, quantization: str, room: float, *,
-           checkpointing: bool) -> str:
+def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, room: float, *,
+           gradient_checkpointing: bool) -> str:
     """The cheapest changes, at most three, that would each make the run fit `room` GiB, of as few flags as can be.
 
     The other arguments: as for `estimate`, of the run that does not fit.
@@ -81,8 +83,8 @@ def advice(checkpoint: Checkpoint, request: FinetuneRequest, precision: str, qua
 
     def needed(changes: dict[str, Any]) -> float:
         changed = dataclasses.replace(request, **changes)
-        return estimate(checkpoint, changed, precision, changes.get("quantization", quantization),
-                        checkpointing=checkpointing or "gradient_checkpointing" in changes).total
+        return estimate(base_model, changed, precision, changes.get("quantization", quantization),
+                        gradient_checkpointing=gradient_checkpointing or "gradient_checkpointing" in changes).total
 
     def milder(known: dict[str, Any], changes: dict[str, Any]) -> bool:
         return all(name in changes and levels[name].index(value) <= levels[name].index(changes[name])

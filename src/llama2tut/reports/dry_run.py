@@ -7,7 +7,7 @@ from typing import Any
 
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import visible
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.models.memory import Estimate, estimate
 from llama2tut.tasks.sources import Rows, describe
@@ -18,18 +18,18 @@ from llama2tut.training.planning import gpu_room_gib
 _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
 
 
-def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: Rows | None) -> str:
+def dry_run(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None) -> str:
     """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
     from llama2tut.tasks.examples import split_examples
     from llama2tut.training.engine import upstream_arguments
-    from llama2tut.training.schedule import plan
+    from llama2tut.training.schedule import make_schedule
 
     tokenizer = load_tokenizer(config.model_path)
     splits = {split: split_examples(config.request, tokenizer, split) for split in ("train", "validation")}
-    schedule = plan([len(example["input_ids"]) for example in splits["train"]], config.request)
+    schedule = make_schedule([len(example["input_ids"]) for example in splits["train"]], config.request)
     total = sum(len(splits["train"][index]["input_ids"])
                 for _, batch in schedule.batches for row in batch for index in row)
-    rate = (_H100_TOKENS_PER_S if config.device == "cuda" else _CPU_TOKENS_PER_S) / checkpoint.parameters
+    rate = (_H100_TOKENS_PER_S if config.device == "cuda" else _CPU_TOKENS_PER_S) / base_model.parameters
     lines = ["# configuration", *_pairs(config.to_dict()["request"]), "", "# llama_recipes.finetuning.main"]
     lines += [*_pairs(upstream_arguments(config)), "", "# rows", *([describe(rows)] if rows else [])]
     lines += [f"{split}: {lengths(examples)}; {examples.shortened} shortened" for split, examples in splits.items()]
@@ -43,9 +43,10 @@ def dry_run(config: RunConfig, checkpoint: Checkpoint, task: Task | None, rows: 
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
     # Packed rows are filled up; a padded batch is only as wide as its longest row.
     longest = max(len(example["input_ids"]) for examples in splits.values() for example in examples)
-    request = dataclasses.replace(config.request, compile=config.recorded, context_length=(
+    request = dataclasses.replace(config.request, compile=config.cuda_graphs, context_length=(
         config.request.context_length if config.request.packing else longest))
-    needed = estimate(checkpoint, request, config.precision, config.quantization, checkpointing=config.checkpointing)
+    needed = estimate(base_model, request, config.precision, config.quantization,
+                      gradient_checkpointing=config.gradient_checkpointing)
     lines.append(_memory_line(config, needed))
     return visible("\n".join(lines)) + "\n"
 

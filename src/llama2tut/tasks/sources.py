@@ -33,7 +33,7 @@ _WORDS = {**{split: split for split in SPLITS}, "val": "validation", "dev": "val
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
 _SUFFIXES = (*READERS, ".7z")
-_ODD = 0.01  # the share of rows up to which a fault is odd rather than wrong
+_ODD = 0.01  # up to this share of faulty rows only warn; more is an error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What is broken in llama-recipes 0.0.5.post2 (llama-cookbook 0.0.5.post1), mended for the length of one call.
 
 Each mend is a context manager named after its fault, says where the fault is and when the mend can go, and puts back
-what it replaced. To delete one: take it out of `mended`, and its two tests out of tests/test_compat.py.
+what it replaced. To delete one: take it out of `mended`, and its two tests out of tests/training/test_compat.py.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _PIN = "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.p
 
 
 @dataclass(frozen=True)
-class Doors:
+class Callbacks:
     """What a caller hangs into the mends.
 
     Attributes:
@@ -38,15 +38,15 @@ class Doors:
 
 
 @contextlib.contextmanager
-def mended(doors: Doors) -> Iterator[None]:
+def mended(callbacks: Callbacks) -> Iterator[None]:
     """All six mends. `llama_recipes.finetuning.main` is to be imported and called inside."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(accelerate_is_ccl_available())
-        stack.enter_context(llama_from_pretrained(doors.dtype, doors.attention, doors.device))
-        stack.enter_context(get_peft_model(doors.on_model))
+        stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device))
+        stack.enter_context(get_peft_model(callbacks.on_model))
         stack.enter_context(quiet_memory_trace())
-        stack.enter_context(device_aware_evaluation(doors.evaluate))
-        stack.enter_context(batch_sequence(doors.batches))
+        stack.enter_context(device_aware_evaluation(callbacks.evaluate))
+        stack.enter_context(batch_sequence(callbacks.batches))
         yield
 
 

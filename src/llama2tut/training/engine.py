@@ -64,10 +64,10 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
     """
     run = TrainingRun(config, console, checkpoint, lambda model: kernels.prepare(model, config), score)
     if config.liger:
-        kernels.patch_llama(training=True, compiled=config.recorded)
-    doors = compat.Doors(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
+        kernels.patch_llama(training=True, compiled=config.cuda_graphs)
+    callbacks = compat.Callbacks(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
                          on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
-    with upstream_log(config.output_dir / UPSTREAM_LOG), compat.mended(doors), on_device(config.device):
+    with upstream_log(config.output_dir / UPSTREAM_LOG), compat.mended(callbacks), on_device(config.device):
         from llama_recipes.finetuning import main
 
         with run.hooks():

@@ -1,4 +1,4 @@
-"""One training run, from the inside of llama-recipes' loop: what rides on PyTorch's hooks and on the mends' doors."""
+"""State and callbacks of one run: the engine registers them as PyTorch hooks, the mends call them."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from llama2tut.tasks.examples import Examples, as_examples
 from llama2tut.training.checkpointing import Position, publish, read_position, save_checkpoint
 from llama2tut.training.evaluation import token_weighted_loss
 from llama2tut.training.packing import collate
-from llama2tut.training.schedule import Schedule, plan
+from llama2tut.training.schedule import Schedule, make_schedule
 
 _SAVE_EVERY = 600  # seconds
 _USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
@@ -63,7 +63,7 @@ class TrainingRun:
         self._saved_at, self._peak = time.monotonic(), 0.0
         self._resumed_micro, self._resumed_step = self.at.micro, self.at.step
 
-    # Doors of compat.py.
+    # Callbacks of compat.py.
 
     def on_model(self, model: Any) -> None:
         """The wrapped model, before its optimizer is made: kernels, resumed weights, hooks that see the loss."""
@@ -93,13 +93,13 @@ class TrainingRun:
             self.console.note(f"{examples.split}: {examples.shortened:,} of {len(examples):,} rows were longer than "
                               f"{context_length:,} tokens and were shortened at their front")
         if examples.split == "train":
-            self.schedule = plan(lengths, request)
+            self.schedule = make_schedule(lengths, request)
             if not self.schedule.batches:
                 raise DataError("there is no training row; give --data with at least one")
             self._announce(len(examples), sum(lengths))
             return _TrainingBatches(self, examples, self.schedule)
         once = dataclasses.replace(request, epochs=1, max_steps=None)
-        self.validation = [self._collate(examples, rows) for _, rows in plan(lengths, once).batches]
+        self.validation = [self._collate(examples, rows) for _, rows in make_schedule(lengths, once).batches]
         return self.validation
 
     def evaluate(self, model: Any, loader: Any) -> float:
@@ -216,7 +216,7 @@ class TrainingRun:
         request = self.config.request
         # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
         width = request.context_length if request.packing and self.config.device == "cuda" else None
-        if self.config.recorded:
+        if self.config.cuda_graphs:
             rows = rows + [[]] * (request.batch_size - len(rows))  # a short batch keeps the shape with rows of padding
         return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width,
                        pad_id=0)

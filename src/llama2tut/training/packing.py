@@ -43,7 +43,7 @@ def epoch_batches(
         rows = _varied_rows(lengths, shuffled, context_length, rng)
         rng.shuffle(rows)
         return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    tail = len(shuffled) % batch_size  # the short batch has examples of any length, so that it is not always the same
+    tail = len(shuffled) % batch_size  # taken before sorting, or the short batch always holds the same examples
     ordered = [[index] for index in _longest_first(lengths, shuffled[tail:], 0.1, rng)]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     rng.shuffle(batches)

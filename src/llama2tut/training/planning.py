@@ -7,7 +7,7 @@ from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
-from llama2tut.models.base_models import Checkpoint
+from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import check_cuda, gpu_present, has_bf16
 from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
@@ -15,7 +15,7 @@ from llama2tut.tasks.sources import Rows
 from llama2tut.tasks.task_files import task_digest
 
 
-def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | None, console: Console) -> RunConfig:
+def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | None, console: Console) -> RunConfig:
     """Choose what the request leaves open by what this machine has, and say what was chosen.
 
     Raises:
@@ -26,7 +26,7 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
     device = "cuda" if gpu_present() and request.gpus != 0 else "cpu"
     if device == "cuda":
         check_cuda("train on the CPU with --gpus 0")
-    check_loadable(checkpoint.path)  # while nothing has been written yet
+    check_loadable(base_model.path)  # while nothing has been written yet
     precision: Precision = request.precision or ("fp32" if device == "cpu" else "bf16" if has_bf16() else "fp16")
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
     liger = device == "cuda" and liger_available()
@@ -37,29 +37,30 @@ def resolve_run(request: FinetuneRequest, checkpoint: Checkpoint, rows: Rows | N
              "--quantization 4bit or none": quantization != "8bit",  # int8 products wait for the CPU
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
-    recorded = request.compile and not lacking
-    checkpointing = request.gradient_checkpointing == "on"
+    cuda_graphs = request.compile and not lacking
+    gradient_checkpointing = request.gradient_checkpointing == "on"
     if device == "cuda":
-        room, planned = gpu_room_gib(), dataclasses.replace(request, compile=recorded)
+        room, planned = gpu_room_gib(), dataclasses.replace(request, compile=cuda_graphs)
         if request.gradient_checkpointing == "auto":
-            checkpointing = not estimate(checkpoint, planned, precision, quantization, checkpointing=False).fits(room)
-        needed = estimate(checkpoint, planned, precision, quantization, checkpointing=checkpointing)
+            gradient_checkpointing = not estimate(base_model, planned, precision, quantization,
+                                                  gradient_checkpointing=False).fits(room)
+        needed = estimate(base_model, planned, precision, quantization, gradient_checkpointing=gradient_checkpointing)
         if not needed.fits(room) and not request.dry_run:
             raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-                               + advice(checkpoint, planned, precision, quantization, room,
-                                        checkpointing=checkpointing))
+                               + advice(base_model, planned, precision, quantization, room,
+                                        gradient_checkpointing=gradient_checkpointing))
     digests = {**(rows.digests if rows else {}), **task_digest(request.task)}
     config = RunConfig(
-        request=request, model_path=checkpoint.path, device=device, precision=precision, quantization=quantization,
+        request=request, model_path=base_model.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
-        checkpointing=checkpointing, liger=liger, recorded=recorded, data_source=rows.source if rows else request.task,
-        digests=digests, versions=package_versions())
-    decoder = "compiled and recorded" if recorded else (
+        gradient_checkpointing=gradient_checkpointing, liger=liger, cuda_graphs=cuda_graphs,
+        data_source=rows.source if rows else request.task, digests=digests, versions=package_versions())
+    decoder = "compiled and recorded" if cuda_graphs else (
         f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
     console.note(f"device: {torch.cuda.get_device_name(0) if device == 'cuda' else 'CPU'}, {precision}, base weights "
                  f"{quantization if quantization != 'none' else precision}, attention {config.attention}, gradient "
-                 f"checkpointing {'on' if config.checkpointing else 'off'}, Liger kernels {'on' if liger else 'off'}, "
-                 f"decoder {decoder}")
+                 f"checkpointing {'on' if gradient_checkpointing else 'off'}, Liger kernels "
+                 f"{'on' if liger else 'off'}, decoder {decoder}")
     return config
 
 

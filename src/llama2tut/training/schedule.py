@@ -41,7 +41,7 @@ class Schedule:
         return self.peak_lr * (1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-def plan(lengths: Sequence[int], request: FinetuneRequest) -> Schedule:
+def make_schedule(lengths: Sequence[int], request: FinetuneRequest) -> Schedule:
     """The course of a run over examples of these lengths (tokens)."""
     accumulation = request.gradient_accumulation_steps
     last = request.max_steps * accumulation if request.max_steps else math.inf

@@ -9,7 +9,7 @@ from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Q
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults, UsageError
 from llama2tut.models.adapters import Adapter, check_fit, read_adapter
-from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, Checkpoint, resolve_last
+from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import gpu_present, has_bf16
 from llama2tut.tasks.readers import cell_text
 from llama2tut.tasks.sources import load_rows
@@ -20,11 +20,11 @@ _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
 
 
 @dataclass(frozen=True)
-class Setting:
+class InferenceConfig:
     """Everything about answering that is decided before a weight is loaded.
 
     Attributes:
-        checkpoint: the base model.
+        base_model: what answers, alone and with each adapter.
         adapters: those whose answers are wanted.
         task: how rows become prompts; None for prompts as they are.
         rows: the task's rows; [] where prompts were given instead.
@@ -36,7 +36,7 @@ class Setting:
         max_new_tokens: longest answer.
     """
 
-    checkpoint: Checkpoint
+    base_model: BaseModel
     adapters: tuple[Adapter, ...]
     task: Task | None
     rows: list[dict[str, str]]
@@ -49,8 +49,8 @@ class Setting:
     max_new_tokens: int
 
 
-def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
-           console: Console, *, template: bool = False) -> Setting:
+def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
+           console: Console, *, template: bool = False) -> InferenceConfig:
     """Check models, adapters and rows together.
 
     Args:
@@ -94,17 +94,17 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         notes += found.notes if found else ()
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
-    checkpoint = resolve_last(base, faults)
+    base_model = resolve_last(base, faults)
     faults.refuse()
-    assert checkpoint is not None
+    assert base_model is not None
     trained = tuple(adapter for adapter in read if adapter)
     if task and name:
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
     notes += _apart(trained, own_rows=bool(rows) and not request.data)
-    for note in (*checkpoint.notes, *notes):
+    for note in (*base_model.notes, *notes):
         console.warn(note)
     for adapter in trained:
-        check_fit(adapter, checkpoint)
+        check_fit(adapter, base_model)
     on_gpu = gpu_present()
     quantization = request.quantization or ((saved.get("quantization") or "4bit") if on_gpu and read else "none")
     if request.precision == "fp16" and not on_gpu:
@@ -115,7 +115,7 @@ def settle(request: InferRequest | CompareRequest, adapters: Sequence[Path], pro
         inputs = [{task.prompt_columns[0]: text.rstrip("\r\n")} for text in prompts or ()]
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
-    return Setting(checkpoint=checkpoint, adapters=trained, task=task, rows=rows, inputs=inputs,
+    return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,
                    prompts=prompts or [],
                    source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
                    precision=request.precision or ("fp32" if not on_gpu else "bf16" if has_bf16() else "fp16"),
@@ -142,7 +142,7 @@ def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[st
             for adapter in adapters for file, digest in digests.items() if adapter.digests.get(file, digest) != digest]
 
 
-def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[int]]:
+def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> list[list[int]]:
     """Token ids of every prompt; what goes through a task's template is shortened as in training.
 
     Raises:
@@ -150,20 +150,20 @@ def prompt_ids(setting: Setting, tokenizer: Any, console: Console) -> list[list[
     """
     from llama2tut.tasks.tokenize import encode_prompt, plain_ids
 
-    room = setting.checkpoint.positions - setting.max_new_tokens
-    task = setting.task
-    if task is None or not setting.inputs:
-        encoded = plain_ids(tokenizer, setting.prompts)
+    room = config.base_model.positions - config.max_new_tokens
+    task = config.task
+    if task is None or not config.inputs:
+        encoded = plain_ids(tokenizer, config.prompts)
         if long := [number for number, ids in enumerate(encoded, 1) if len(ids) > room]:
             raise DataError(f"prompt {long[0]} has {len(encoded[long[0] - 1]):,} tokens where {room:,} fit beside the "
                             "answer; shorten it, or lower --max-new-tokens")
         return encoded
     shortened, encoded = 0, []
-    for number, row in enumerate(setting.inputs, 1):
+    for number, row in enumerate(config.inputs, 1):
         try:
             ids, cut = encode_prompt(tokenizer, task, row, room, "shorten the row or lower --max-new-tokens")
         except DataError as error:
-            raise DataError(f"{setting.source}, row {number}: {error}") from None
+            raise DataError(f"{config.source}, row {number}: {error}") from None
         encoded.append(ids)
         shortened += cut
     if shortened:

@@ -28,7 +28,7 @@ def autocast_decoder(llama: Any, dtype: Any) -> None:
     llama.forward = forward
 
 
-def record_decoder(llama: Any, rows: int, width: int) -> None:
+def capture_decoder(llama: Any, rows: int, width: int) -> None:
     """Replace a decoder's forward for batches of one shape by CUDA graphs, forward and backward.
 
     To call once, when adapters, autocast and gradient checkpointing are in place and before the run is seeded; later
@@ -61,7 +61,7 @@ def record_decoder(llama: Any, rows: int, width: int) -> None:
     for layer in llama.layers:
         layer.compile(dynamic=False, fullgraph=True)
     with functorch.patch(RECOMPUTE):
-        recorded: Any = torch.cuda.make_graphed_callables(
+        graphed: Any = torch.cuda.make_graphed_callables(
             Decoder().train(), (ids, positions), num_warmup_iters=WARM_UPS
         )
     for layer in llama.layers:
@@ -74,7 +74,7 @@ def record_decoder(llama: Any, rows: int, width: int) -> None:
     def forward(input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **kwargs: Any) -> Any:
         packed = attention_mask is None and position_ids is not None
         if packed and input_ids.shape == ids.shape and (llama.training or not dropout):
-            return BaseModelOutputWithPast(last_hidden_state=recorded(input_ids, position_ids))
+            return BaseModelOutputWithPast(last_hidden_state=graphed(input_ids, position_ids))
         return plain(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
     llama.forward = forward
