@@ -14,6 +14,7 @@ import yaml
 import llama2tut
 
 REPOSITORY = Path(__file__).parents[2]
+SHIPPED = ("configs", "data/dialogues", "data/dialogues-zh", "data/prompts", "reports/page.html", "py.typed")
 
 
 def build(source: Path, target: Path, *kinds: str) -> Path:
@@ -65,14 +66,13 @@ def test_recipes_templates_and_samples_are_found_outside_the_repository(anywhere
                 "from llama2tut.sources import load_rows\n"
                 "from llama2tut.tasks import SAMSUM\n"
                 "print(len(load_rows(SAMSUM, 'dialogues', seed=0, splits=('test',)).test))\n"
-                "for name in ('configs', 'data/dialogues', 'data/prompts', 'reports/page.html', 'py.typed'):\n"
+                f"for name in {SHIPPED}:\n"
                 "    print(shipped(name), shipped(name).exists())")
     recipes = {path.name for path in (site / "llama2tut" / "configs").iterdir()}
     assert recipes == {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}  # the tasks' rows are not shipped
     rows, *places = found.splitlines()
     assert int(rows) > 0
-    assert places == [f"{site}/llama2tut/{name} True"
-                      for name in ("configs", "data/dialogues", "data/prompts", "reports/page.html", "py.typed")]
+    assert places == [f"{site}/llama2tut/{name} True" for name in SHIPPED]
 
 
 def test_the_sdist_builds_the_same_wheel_and_holds_the_tests(wheel, sdist, tmp_path):

@@ -1,21 +1,52 @@
-"""The sample dialogues keep the promises of data/dialogues/README.md."""
+"""The sample dialogues keep the promises of data/dialogues/README.md and data/dialogues-zh/README.md."""
 
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "data" / "dialogues"
-SIZES = {"train": 90, "val": 22, "test": 22}
+DATA = Path(__file__).parents[2] / "data"
 MESSAGE = re.compile(r"([^:\n]{2,20}): \S.*")
+UNIT = re.compile(r"[一-鿿]|[^\W一-鿿]+")  # a Chinese character, or a word of any other script
 Dialogue = dict[str, str]
 
 
-def read(split: str) -> list[Dialogue]:
-    rows: list[Dialogue] = json.loads((FOLDER / f"{split}.json").read_text(encoding="utf-8"))
-    return rows
+@dataclass(frozen=True)
+class Collection:
+    """A folder and what its README promises; lengths are inclusive."""
+
+    folder: str
+    id_prefix: str
+    sizes: dict[str, int]
+    speakers: dict[int, int]
+    """How many conversations have so many speakers."""
+    messages: tuple[int, int]
+    summary_units: tuple[int, int]
+    rows: list[Dialogue] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", [row for split in self.sizes for row in self.read(split)])
+
+    def read(self, split: str) -> list[Dialogue]:
+        rows: list[Dialogue] = json.loads((DATA / self.folder / f"{split}.json").read_text(encoding="utf-8"))
+        return rows
+
+
+COLLECTIONS = [
+    Collection("dialogues", "l2t-", {"train": 90, "val": 22, "test": 22}, {2: 102, 3: 20, 4: 9, 5: 3},
+               messages=(4, 23), summary_units=(10, 40)),
+    Collection("dialogues-zh", "l2t-zh-", {"train": 84, "val": 18, "test": 18}, {2: 98, 3: 19, 4: 3},
+               messages=(4, 12), summary_units=(20, 50)),
+]
+every_collection = pytest.mark.parametrize("collection", COLLECTIONS, ids=lambda collection: collection.folder)
+
+
+def units(text: str) -> list[str]:
+    return UNIT.findall(text.lower())
 
 
 def speakers(row: Dialogue) -> set[str]:
@@ -23,61 +54,67 @@ def speakers(row: Dialogue) -> set[str]:
 
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return set(zip(words, words[1:], words[2:], strict=False))
+    found = units(text)
+    return set(zip(found, found[1:], found[2:], strict=False))
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[Dialogue]:
-    return [row for split in SIZES for row in read(split)]
+@every_collection
+def test_each_split_has_the_promised_rows_and_keys(collection: Collection) -> None:
+    assert {split: len(collection.read(split)) for split in collection.sizes} == collection.sizes
+    assert {tuple(row) for row in collection.rows} == {("id", "dialogue", "summary")}
+    cells = [cell for row in collection.rows for cell in row.values()]
+    assert all(isinstance(cell, str) and cell == cell.strip() and cell for cell in cells)
 
 
-@pytest.mark.parametrize("split", SIZES)
-def test_each_split_has_the_promised_rows_and_keys(split: str) -> None:
-    rows = read(split)
-    assert len(rows) == SIZES[split]
-    assert {tuple(row) for row in rows} == {("id", "dialogue", "summary")}
-    assert all(isinstance(cell, str) and cell == cell.strip() and cell for row in rows for cell in row.values())
+@every_collection
+def test_ids_are_unique_and_complete(collection: Collection) -> None:
+    expected = [f"{collection.id_prefix}{number:04d}" for number in range(1, len(collection.rows) + 1)]
+    assert [row["id"] for row in collection.rows] == expected
 
 
-def test_ids_are_unique_and_complete(rows: list[Dialogue]) -> None:
-    assert [row["id"] for row in rows] == [f"l2t-{number:04d}" for number in range(1, 135)]
-
-
-def test_every_line_is_a_message_with_a_speaker(rows: list[Dialogue]) -> None:
-    lines = [(row["id"], line) for row in rows for line in row["dialogue"].split("\n")]
+@every_collection
+def test_every_line_is_a_message_with_a_speaker(collection: Collection) -> None:
+    lines = [(row["id"], line) for row in collection.rows for line in row["dialogue"].split("\n")]
     assert [pair for pair in lines if not MESSAGE.fullmatch(pair[1])] == []
 
 
-def test_two_to_five_people_talk_in_four_to_25_messages(rows: list[Dialogue]) -> None:
-    assert Counter(len(speakers(row)) for row in rows) == {2: 102, 3: 20, 4: 9, 5: 3}
-    assert {row["id"] for row in rows if not 4 <= len(row["dialogue"].split("\n")) <= 25} == set()
+@every_collection
+def test_as_many_people_talk_in_as_many_messages_as_promised(collection: Collection) -> None:
+    assert Counter(len(speakers(row)) for row in collection.rows) == collection.speakers
+    messages = [len(row["dialogue"].split("\n")) for row in collection.rows]
+    assert (min(messages), max(messages)) == collection.messages
 
 
-def test_every_summary_names_a_speaker_of_its_dialogue(rows: list[Dialogue]) -> None:
+@every_collection
+def test_every_summary_names_a_speaker_of_its_dialogue(collection: Collection) -> None:
     def named(row: Dialogue) -> bool:
-        return any(re.search(rf"\b{re.escape(name)}\b", row["summary"]) for name in speakers(row))
+        summary = f" {' '.join(units(row['summary']))} "
+        return any(f" {' '.join(units(name))} " in summary for name in speakers(row))
 
-    assert [row["id"] for row in rows if not named(row)] == []
-
-
-def test_summaries_are_10_to_40_words_and_shorter_than_their_dialogues(rows: list[Dialogue]) -> None:
-    lengths = {row["id"]: (len(row["summary"].split()), len(row["dialogue"].split())) for row in rows}
-    assert {id_: pair for id_, pair in lengths.items() if not 10 <= pair[0] <= 40 or pair[0] >= pair[1]} == {}
-    assert [row["id"] for row in rows if len(row["summary"]) >= len(row["dialogue"])] == []
+    assert [row["id"] for row in collection.rows if not named(row)] == []
 
 
-def test_no_dialogue_summary_or_opening_stands_twice(rows: list[Dialogue]) -> None:
-    openings = {row["dialogue"].split("\n")[0].split(": ", 1)[1].lower() for row in rows}
-    assert len(openings) == len({row["dialogue"] for row in rows}) == len({row["summary"] for row in rows}) == 134
+@every_collection
+def test_summaries_have_the_promised_length_and_are_shorter_than_their_dialogues(collection: Collection) -> None:
+    shortest, longest = collection.summary_units
+    lengths = {row["id"]: (len(units(row["summary"])), len(units(row["dialogue"]))) for row in collection.rows}
+    assert {id_: pair for id_, pair in lengths.items() if not shortest <= pair[0] <= min(longest, pair[1] - 1)} == {}
+    assert [row["id"] for row in collection.rows if len(row["summary"]) >= len(row["dialogue"])] == []
 
 
-def test_no_two_dialogues_share_more_than_an_eighth_of_their_phrases(rows: list[Dialogue]) -> None:
-    phrases = [(row["id"], trigrams(row["dialogue"])) for row in rows]
+@every_collection
+def test_no_dialogue_summary_or_opening_stands_twice(collection: Collection) -> None:
+    dialogues, summaries = ({row[key] for row in collection.rows} for key in ("dialogue", "summary"))
+    openings = {dialogue.split("\n")[0].split(": ", 1)[1].lower() for dialogue in dialogues}
+    assert len(openings) == len(dialogues) == len(summaries) == len(collection.rows)
+
+
+@every_collection
+def test_no_two_dialogues_share_more_than_an_eighth_of_their_phrases(collection: Collection) -> None:
+    phrases = [(row["id"], trigrams(row["dialogue"])) for row in collection.rows]
     pairs = [
         (one, other)
-        for index, (one, left) in enumerate(phrases)
-        for other, right in phrases[:index]
+        for (one, left), (other, right) in combinations(phrases, 2)
         if len(left & right) > min(len(left), len(right)) / 8
     ]
     assert pairs == []
