@@ -231,7 +231,7 @@ def test_a_request_is_parsed_without_running_it():
 
 PROBE = """
 import io, sys, contextlib
-from llama2tut.cli import main
+from llama2tut.cli.main import main
 for argv in {lines!r}:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as err:

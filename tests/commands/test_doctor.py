@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama2tut.commands import checks, doctor, probe
-from llama2tut.models import base_models as models
+from llama2tut.models.device import gpu_present
 
 FAKE_CUDA = """
 __version__ = "2.13.0+fake"
@@ -221,7 +221,7 @@ def test_a_wrong_product_is_told_from_a_right_one(monkeypatch):
 
 @pytest.mark.gpu
 def test_doctor_on_a_gpu(run_cli):
-    if not models.gpu_present():
+    if not gpu_present():
         pytest.skip("no GPU")
     seen = lines(run_cli("doctor"))
     assert seen["bitsandbytes"] == "ok       4-bit product on cuda is right"

@@ -31,7 +31,7 @@ def gpu(**answers: Any) -> Preparation:
     def prepare(world: World) -> None:
         found = glob.glob
         world.monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        world.monkeypatch.setattr("llama2tut.models.base_models.glob.glob", lambda pattern, **options: (
+        world.monkeypatch.setattr("llama2tut.models.device.glob.glob", lambda pattern, **options: (
             ["/dev/nvidia0"] if pattern.startswith("/dev/nvidia") else found(pattern, **options)))
         for target, answer in answers.items():
             world.monkeypatch.setattr(target.replace("__", "."), lambda *_, answer=answer: answer)

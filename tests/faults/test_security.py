@@ -33,22 +33,23 @@ def test_nothing_evaluates_what_was_read(name):
 
 def test_pickles_are_read_in_one_place_and_only_for_their_tensors():
     (path, call), = called("torch.load")
-    assert path == "training.py"
+    assert path == "training/loop.py"
     assert keyword(call, "weights_only") is True
 
 
 def test_weights_are_read_from_safetensors_alone():
     loads = called("LlamaForCausalLM.from_pretrained")
-    assert {path for path, _ in loads} == {"compat.py", "generate.py", "commands/merge.py"}
+    assert {path for path, _ in loads} == {"training/compat.py", "inference/generate.py", "commands/merge.py"}
     for path, call in loads:
         # compat.py adds it to what upstream asks for.
-        assert keyword(call, "use_safetensors") is True or (path == "compat.py" and '"use_safetensors": True' in (
+        assert keyword(call, "use_safetensors") is True or (
+            path == "training/compat.py" and '"use_safetensors": True' in (
             SOURCE / path).read_text(encoding="utf-8"))
 
 
 def test_a_checkpoints_own_code_is_never_offered():
     loads = called("AutoTokenizer.from_pretrained")
-    assert [path for path, _ in loads] == ["loading.py"]
+    assert [path for path, _ in loads] == ["models/loading.py"]
     assert keyword(loads[0][1], "trust_remote_code") is False
     assert called("AutoConfig.from_pretrained") == called("AutoModelForCausalLM.from_pretrained") == []
 
@@ -56,7 +57,7 @@ def test_a_checkpoints_own_code_is_never_offered():
 def test_other_programs_are_started_by_doctor_alone():
     starts = [path for name in ("Popen", "subprocess.run", "check_output", "check_call", "spawnv", "execv")
               for path, _ in called(name)]
-    assert set(starts) <= {"commands/doctor.py", "checks.py"}
+    assert set(starts) <= {"commands/doctor.py"}
 
 
 OFFLINE = """
@@ -70,7 +71,7 @@ def refuse(self, address):
 
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda *words, **more: tried.append(words) or (_ for _ in ()).throw(OSError("no network"))
-from llama2tut.cli import main
+from llama2tut.cli.main import main
 for line in ("finetune --task arithmetic --model toy --max-steps 1", "infer --model toy --prompt a --max-new-tokens 1",
              "compare --adapter outputs/arithmetic --limit 1 --max-new-tokens 1 --format html"):
     code = main(line.split())

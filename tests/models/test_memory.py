@@ -19,7 +19,7 @@ MEASURED = [
 ]
 
 
-@pytest.mark.parametrize(("lora", "length", "checkpointing", "peak"), MEASURED)
+@pytest.mark.parametrize(("lora", "length", "gradient_checkpointing", "peak"), MEASURED)
 def test_within_a_tenth_of_the_measured_peak(lora, length, gradient_checkpointing, peak):
     request = dataclasses.replace(REQUEST, context_length=length, **lora)
     found = estimate(LLAMA_2_7B, request, "bf16", "4bit", gradient_checkpointing=gradient_checkpointing).total
@@ -54,14 +54,14 @@ def test_checkpointing_saves_less_where_products_are_in_int8():
     assert saved[1] < saved[0]
 
 
-def advised(room, precision="bf16", quantization="4bit", gradient_checkpointing=False, **changes):
+def advised(room, precision="bf16", quantization="4bit", checkpointed=False, **changes):
     return advice(LLAMA_2_7B, dataclasses.replace(REQUEST, **changes), precision, quantization, room,
-                  gradient_checkpointing=gradient_checkpointing)
+                  gradient_checkpointing=checkpointed)
 
 
 @pytest.mark.parametrize(("run", "changes"), [
     ({"room": 13.0, "context_length": 4096}, ["--context-length 2048", "--gradient-checkpointing on"]),
-    ({"room": 7.0, "context_length": 4096, "checkpointing": True}, ["--context-length 2048"]),
+    ({"room": 7.0, "context_length": 4096, "checkpointed": True}, ["--context-length 2048"]),
     ({"room": 8.5, "context_length": 4096}, [
         "--context-length 512", "--lora-targets q_proj,v_proj --context-length 1024",
         "--lora-targets q_proj,v_proj --gradient-checkpointing on"]),
@@ -82,5 +82,5 @@ def test_nothing_is_advised_that_would_not_fit():
 
 def test_after_running_out_of_memory_nothing_is_advised_that_is_so_already():
     set_already = {"lora_targets": ("q_proj", "v_proj"), "lora_r": 8, "gradient_checkpointing": "on"}
-    found = advised(22.5, context_length=4096, gradient_checkpointing=True, **set_already)
+    found = advised(22.5, context_length=4096, checkpointed=True, **set_already)
     assert found == "add --context-length 2048"

@@ -63,8 +63,8 @@ def test_recipes_templates_and_samples_are_found_outside_the_repository(anywhere
     for key in ("limit", "batch_size", "lr"):
         assert f"\n{key}: {recipe[key]}\n" in plan
     found = run(sys.executable, "-c", "from llama2tut.resources import shipped\n"
-                "from llama2tut.sources import load_rows\n"
-                "from llama2tut.tasks import SAMSUM\n"
+                "from llama2tut.tasks.sources import load_rows\n"
+                "from llama2tut.tasks.task import SAMSUM\n"
                 "print(len(load_rows(SAMSUM, 'dialogues', seed=0, splits=('test',)).test))\n"
                 f"for name in {SHIPPED}:\n"
                 "    print(shipped(name), shipped(name).exists())")
@@ -79,8 +79,8 @@ def test_the_sdist_builds_the_same_wheel_and_holds_the_tests(wheel, sdist, tmp_p
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     subprocess.run(["tar", "-xf", sdist, "-C", tmp_path], check=True)  # Python 3.11.0 has no `filter` to extract with
-    for name in ("tests/test_wheel.py", "scripts/setup.sh", "docs/configuration.md", "requirements.lock", "LICENSE",
-                 "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "configs/arithmetic-cpu.yaml"):
+    for name in ("tests/project/test_wheel.py", "scripts/setup.sh", "docs/configuration.md", "requirements.lock",
+                 "LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "configs/arithmetic-cpu.yaml"):
         assert name in names
     assert not [name for name in names if name.startswith(("data/arithmetic", "outputs", ".venv"))]
     again = build(next(tmp_path.glob("llama2tut-*")), tmp_path / "wheel", "-t", "wheel")

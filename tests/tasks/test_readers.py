@@ -163,7 +163,7 @@ def test_csv_and_json_need_nothing_heavy(tmp_path):
     (tmp_path / "t.csv").write_text("instruction,output,answer\n" + "".join(f"{n},{n},{n}\n" for n in range(40)))
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(dict.fromkeys(("instruction", "output", "answer"), n)) + "\n"
                                               for n in range(40)))
-    code = ("import sys; from llama2tut.sources import load_rows; from llama2tut.tasks import ARITHMETIC\n"
+    code = ("import sys; from llama2tut.tasks.sources import load_rows; from llama2tut.tasks.task import ARITHMETIC\n"
             "for name in sys.argv[1:]: assert len(load_rows(ARITHMETIC, name, seed=1).train) == 36\n"
             "print(sorted({'torch', 'datasets', 'pyarrow', 'numpy', 'py7zr'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "t.csv", tmp_path / "t.jsonl"],

@@ -188,7 +188,7 @@ def test_a_download_that_never_finished(tmp_path):
 
 
 def test_offline_only_the_caches_are_read(tmp_path):
-    code = ("from llama2tut.sources import load_rows; from llama2tut.tasks import SAMSUM\n"
+    code = ("from llama2tut.tasks.sources import load_rows; from llama2tut.tasks.task import SAMSUM\n"
             "from llama2tut.errors import DataError\n"
             "for name in ('org/absent', 'org/here'):\n"
             "    try: print(load_rows(SAMSUM, name, seed=42).source)\n"

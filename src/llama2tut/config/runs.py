@@ -33,9 +33,9 @@ class RunConfig:
         precision: compute type.
         quantization: of the base weights.
         attention: transformers' name of the attention implementation.
-        checkpointing: whether activations are recomputed in the backward pass.
+        gradient_checkpointing: whether activations are recomputed in the backward pass.
         liger: whether Liger's fused kernels are used.
-        recorded: whether the decoder is compiled and recorded as CUDA graphs.
+        cuda_graphs: whether the decoder is compiled and captured as CUDA graphs.
         data_source: what the rows were read from, for people.
         digests: file -> sha256 (or hub id -> revision) of the rows.
         versions: package -> version.
