@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,38 @@ def test_a_run_leaves_everything_the_contract_names(finetune, tmp_path, toy_mode
     # Others can read the adapter where they can read what stands beside it.
     weights, beside = ((folder / name).stat().st_mode for name in ("adapter_model.safetensors", "adapter_config.json"))
     assert weights == beside
+
+
+def test_rows_are_read_and_tokenised_once(finetune, monkeypatch, tmp_path, toy_model_dir, arithmetic_dir):
+    """Also through upstream, which executes datasets.py afresh for each split."""
+    import llama2tut.tasks.sources as sources
+    import llama2tut.tasks.tokenize as tokenize
+
+    read, tokenised = Counter(), Counter()
+    read_table, plain_ids = sources.read_table, tokenize.plain_ids
+    monkeypatch.setattr(sources, "read_table", lambda label, data: (read.update([label]), read_table(label, data))[1])
+    monkeypatch.setattr(tokenize, "plain_ids", lambda tokenizer, texts, **options: (
+        tokenised.update(texts), plain_ids(tokenizer, texts, **options))[1])
+    assert finetune("--max-steps", 2).code == 0
+    assert sorted(read.values()) == [1, 1, 1]
+    assert sum(tokenised.values()) == 2 * (40 + 8)  # a prompt and a completion a row
+    assert finetune("--max-steps", 2, "--dry-run").code == 0
+    assert sorted(read.values()) == [2, 2, 2]  # the next run reads anew
+
+
+def test_a_python_task_runs_once_a_split(run_cli, tmp_path, toy_model_dir):
+    (tmp_path / "own.py").write_text("""
+from pathlib import Path
+
+def get_custom_dataset(dataset_config, tokenizer, split):
+    with Path(dataset_config.data_path).open("a") as log:
+        log.write(f"{split}\\n")
+    return [{"input_ids": [5, len(split)], "labels": [-100, 7]}] * 3
+""")
+    outcome = run_cli("finetune", "--task", tmp_path / "own.py", "--data", tmp_path / "calls", "--max-steps", 1,
+                      "--model", toy_model_dir, "--gpus", 0, "--output-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "calls").read_text().split() == ["train", "validation"]
 
 
 def test_plain_peft_loads_the_adapter(finetune, tmp_path, toy_model_dir):

@@ -17,7 +17,8 @@ from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import gpu_present
-from llama2tut.tasks.sources import Rows, load_rows
+from llama2tut.tasks.examples import reading_once, request_rows, split_examples
+from llama2tut.tasks.sources import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
 from llama2tut.training.checkpointing import changed_flags, newest_checkpoint, publish, refuse_changed
@@ -35,6 +36,7 @@ class FinetuneResult:
     exit_code: int = 0
 
 
+@reading_once()
 def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     """Fine-tune, or with --dry-run show what would be done.
 
@@ -57,7 +59,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     finished = faults.attempt(_refuse_folder, request) if not request.dry_run else None
     rows = None
     if task and request.data:
-        rows = faults.attempt(load_rows, task, request.data, seed=request.seed, splits=("train", "validation"))
+        rows = faults.attempt(request_rows, request)
     if request.eval_generate and (task is None or task.metric == "none"):
         faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
     base_model = resolve_last(model, faults)
@@ -88,7 +90,6 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
     from llama2tut.models.loading import load_tokenizer
     from llama2tut.models.memory import advice
     from llama2tut.reports.card import write_report
-    from llama2tut.tasks.examples import split_examples
     from llama2tut.training.engine import train
     from llama2tut.training.evaluation import answer_scorer
     from llama2tut.training.planning import gpu_room_gib

@@ -10,6 +10,7 @@ from llama2tut.console import visible
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.models.memory import Estimate, estimate
+from llama2tut.tasks.examples import split_examples
 from llama2tut.tasks.sources import Rows, describe
 from llama2tut.tasks.task import Task
 from llama2tut.training.planning import gpu_room_gib
@@ -20,7 +21,6 @@ _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
 
 def dry_run(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None) -> str:
     """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
-    from llama2tut.tasks.examples import split_examples
     from llama2tut.training.engine import upstream_arguments
     from llama2tut.training.schedule import make_schedule
 

@@ -1,18 +1,22 @@
 """The tokenised examples of one split of a request, from a task's rows or from a reader's own Python file."""
 
+import contextlib
 import random
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.errors import DataError
 from llama2tut.tasks.readers import numbered
-from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.sources import Rows, load_rows
 from llama2tut.tasks.task_files import check_python, is_python, load_task
 from llama2tut.tasks.tokenize import Example, encode_rows
 
 Row = TypeVar("Row")
+Value = TypeVar("Value")
+
+_memory: dict[Hashable, Any] | None = None  # what has been read in this run; None outside of one
 
 
 class Examples(list[Example]):
@@ -47,15 +51,54 @@ def as_examples(rows: Iterable[Mapping[str, Any]], source: str) -> list[Example]
     return examples
 
 
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, rows are read and tokenised once, whoever asks for them: checks, reports, or upstream's hooks.
+
+    Upstream executes datasets.py afresh at every call, which would forget; this module stays as it is.
+    """
+    global _memory  # noqa: PLW0603 - one run a process
+    _memory = {}
+    try:
+        yield
+    finally:
+        _memory = None
+
+
+def _once(key: Hashable, read: Callable[[], Value]) -> Value:
+    if _memory is None:
+        return read()
+    if key not in _memory:
+        _memory[key] = read()
+    value: Value = _memory[key]
+    return value
+
+
+def request_rows(request: FinetuneRequest) -> Rows:
+    """The train and validation rows of a request, all of them.
+
+    Raises:
+        DataError: as `load_rows` says.
+    """
+    return _once((request.task, request.data, request.seed), lambda: load_rows(
+        load_task(request.task), request.data, seed=request.seed, splits=("train", "validation")))
+
+
 def split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Examples:
     """The `Examples` of one split of a request, limits applied."""
+    key = (request.task, request.data, request.seed, request.limit, request.eval_limit, request.context_length,
+           request.model, split)
+    return _once(key, lambda: _split_examples(request, tokenizer, split))
+
+
+def _split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Examples:
     limit = request.limit if split == "train" else request.eval_limit
     if is_python(request.task):
         return Examples(_seeded_head(_python_examples(request, tokenizer, split), request.seed, limit), split)
-    task = load_task(request.task)
-    rows = load_rows(task, request.data, seed=request.seed, splits=("train", "validation"))
+    rows = request_rows(request)
     chosen = _seeded_head(getattr(rows, split), request.seed, limit)
-    examples, shortened = encode_rows(tokenizer, task, chosen, request.context_length, f"{rows.source}, {split}")
+    examples, shortened = encode_rows(tokenizer, load_task(request.task), chosen, request.context_length,
+                                      f"{rows.source}, {split}")
     return Examples(examples, split, shortened)
 
 
