@@ -74,8 +74,8 @@ def test_a_run_leaves_everything_the_contract_names(finetune, tmp_path, toy_mode
 
 def test_rows_are_read_and_tokenised_once(finetune, monkeypatch, tmp_path, toy_model_dir, arithmetic_dir):
     """Also through upstream, which executes datasets.py afresh for each split."""
-    import llama2tut.tasks.sources as sources
-    import llama2tut.tasks.tokenize as tokenize
+    from llama2tut.tasks import sources, tokenize
+
 
     read, tokenised = Counter(), Counter()
     read_table, plain_ids = sources.read_table, tokenize.plain_ids
