@@ -14,7 +14,8 @@ import yaml
 import llama2tut
 
 REPOSITORY = Path(__file__).parents[2]
-SHIPPED = ("configs", "data/dialogues", "data/dialogues-zh", "data/prompts", "reports/page.html", "py.typed")
+SHIPPED = ("configs", "data/dialogues", "data/dialogues-zh", "data/general", "data/prompts", "reports/page.html",
+           "py.typed")
 
 
 def build(source: Path, target: Path, *kinds: str) -> Path:
