@@ -39,7 +39,7 @@ class Callbacks:
 
 @contextlib.contextmanager
 def mended(callbacks: Callbacks) -> Iterator[None]:
-    """All six mends. `llama_recipes.finetuning.main` is to be imported and called inside."""
+    """All mends. `llama_recipes.finetuning.main` is to be imported and called inside."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(accelerate_is_ccl_available())
         stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device))
