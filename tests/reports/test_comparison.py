@@ -73,14 +73,15 @@ def test_an_exact_match_is_right_by_itself():
     assert [comparison.outcome(row, 0) for row in comparison.rows] == ["wrong", "right", "wrong"]
 
 
-def test_a_summary_is_right_where_it_is_not_below_the_base():
+def test_a_summary_is_better_or_worse_than_the_bases_and_the_base_is_neither():
     comparison = dialogues()
-    assert [comparison.outcome(row) for row in comparison.rows] == ["right", "wrong"]
+    assert [comparison.outcome(row) for row in comparison.rows] == ["better", "worse"]
+    assert [comparison.outcome(row, 0) for row in comparison.rows] == [None, None]
 
 
 def test_prompts_without_references_are_neither_right_nor_wrong():
     comparison = prompts()
-    assert comparison.headline is None
+    assert comparison.metric is None
     assert [comparison.outcome(row) for row in comparison.rows] == [None, None]
 
 

@@ -104,9 +104,16 @@ def test_a_curve_of_many_steps_stays_small_and_skips_what_is_no_number():
 
 
 def test_with_several_adapters_it_says_whose_the_filters_and_the_curve_are():
-    said = "Right, wrong, recipe and loss are of the first adapter."
+    said = "Filters, recipe and loss are of the first adapter."
     assert said in page(arithmetic(2))
     assert said not in page(arithmetic(1))
+
+
+def test_graded_answers_are_filtered_by_how_they_compare_with_the_base():
+    outline = Outline(page(dialogues()))
+    assert [attrs["href"] for attrs in outline.all("a")[:5]] == ["#all", "#better", "#same", "#worse", "#changed"]
+    assert [attrs["data-is"] for attrs in outline.all("article")] == ["all better changed", "all worse changed"]
+    assert "ROUGE-L 72.7, better" in outline.articles[0]
 
 
 def test_prompts_from_a_file_have_no_right_and_wrong():

@@ -15,6 +15,7 @@ from wcwidth import wcswidth
 
 from llama2tut.errors import UsageError
 from llama2tut.reports import exports, markdown, table, wording
+from llama2tut.tasks.metrics import METRICS
 
 HOSTILE = ["<script>alert(1)</script>", "a | b || c", "**bold** _it_ ~~s~~ `code`",
            "[x](javascript:alert(1)) ![i](//t)", "&lt;b&gt; &#124;", "ends in \\", "\\| \\\\|", "# h\n- item\n| --- |",
@@ -63,7 +64,7 @@ prompt
   Summarize this dialog:
   Ana: Lunch? 🍜
 """ in text
-    assert "finetuned_2\n  Ana and Ben have lunch.\n  ROUGE-L 72.7\n" in text
+    assert "finetuned_2\n  Ana and Ben have lunch.\n  ROUGE-L 72.7, better\n" in text
     assert "base\n  ROUGE-1 75.0 (50.0 to 100.0)\n" in text
 
 
@@ -100,9 +101,9 @@ def test_terminal_escapes_are_spelled_out():
 
 
 def test_colour_adds_nothing_but_colour():
-    plain, colored = (table.table(dialogues(), color=color) for color in (False, True))
-    assert "\x1b[32mROUGE-L 72.7\x1b[0m" in colored
-    assert "\x1b[31mROUGE-L 44.4\x1b[0m" in colored
+    plain, colored = (table.table(dialogues(), width=120, color=color) for color in (False, True))
+    assert "\x1b[32mROUGE-L 72.7, better\x1b[0m" in colored
+    assert "\x1b[31mROUGE-L 44.4, worse\x1b[0m" in colored
     assert [line.rstrip() for line in re.sub(r"\x1b\[\d+m", "", colored).split("\n")] == plain.split("\n")
 
 
@@ -129,8 +130,14 @@ def test_no_row_of_a_kind_is_said():
 
 @pytest.mark.parametrize("show", ["", "-1", "1.5", "wrongs", "٣", "1_0"])
 def test_an_unknown_show_is_refused(show):
-    with pytest.raises(UsageError, match=r"--show .*use a number, all, wrong, right or changed"):
-        wording.check_show(show, scored=True)
+    with pytest.raises(UsageError, match=r"--show .*use a number, all, changed, right or wrong"):
+        wording.check_show(show, METRICS["exact_match"])
+
+
+def test_a_row_cannot_be_what_its_metric_does_not_know():
+    assert [place for place, _ in wording.select(dialogues(), "worse")] == [2]
+    with pytest.raises(UsageError, match=r"--show wrong does not go with ROUGE-L; .*better, same or worse"):
+        wording.select(dialogues(), "wrong")
 
 
 def test_wrong_rows_need_scores():

@@ -1,16 +1,20 @@
 """Scores against values worked out here, apart from the code that is tested."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
-from llama2tut.tasks.metrics import bootstrap_interval, exact_match, paired_difference, rouge, score
+from llama2tut.tasks.metrics import METRICS, bootstrap_interval, metric_of, paired_difference, rouge, score
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
+REPOSITORY = Path(__file__).parents[2]
 # Words that Porter's stemmer leaves as they are, so that the definitions below need none.
 WORDS = ["cat", "dog", "sat", "mat", "on", "red", "sun", "map"]
 
@@ -61,9 +65,10 @@ def test_rouge_stems_and_ignores_case_and_punctuation():
     assert found["rougeL"] == pytest.approx((100.0,))
 
 
-def test_exact_match_reads_answers_as_the_task_does():
+def test_answers_are_read_as_the_task_does():
     completions = ["19 - 59 = -40\nand more", "-40", "= 40", "nothing", "1 + 1 = 2 = 3"]
-    assert exact_match(ARITHMETIC, completions, ["-40", "-40", "-40", "-40", "3"]) == (1.0, 1.0, 0.0, 0.0, 1.0)
+    scores = score(ARITHMETIC, completions, ["-40", "-40", "-40", "-40", "3"], seed=1)
+    assert scores.per_row == {"exact_match": (1.0, 1.0, 0.0, 0.0, 1.0)}
 
 
 def test_scores_of_arithmetic():
@@ -93,10 +98,48 @@ def test_rouge_scores_the_part_that_the_task_extracts():
     assert scores.means["words"] == 1.0
 
 
-def test_a_task_without_a_metric_has_rows_and_no_scores():
-    scores = score(replace(SAMSUM, metric="none"), ["a", "b"], ["a", "c"], seed=1)
-    assert (scores.rows, scores.headline) == (2, None)
-    assert scores.per_row == scores.means == scores.intervals == {}
+def test_a_task_without_a_metric_is_not_scored():
+    assert metric_of(None) is metric_of(replace(SAMSUM, metric="none")) is None
+    with pytest.raises(ValueError, match="none"):
+        score(replace(SAMSUM, metric="none"), ["a", "b"], ["a", "c"], seed=1)
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_every_metric_gives_a_text_itself_the_best_value_and_names_its_scores(metric):
+    texts = ["Anna meets Ben.", "-40", "今天去公园，7点", "été", "👍", "?", "the", "C++"]
+    found = metric.values(texts, texts)
+    assert list(found) == list(metric.labels)
+    assert metric.headline in metric.labels
+    assert found[metric.headline] == (metric.top,) * len(texts)
+    assert metric.values(["x"], ["y"])[metric.headline] == (0,)
+    assert metric.values([""], ["y"])[metric.headline] == (0,)
+
+
+def test_a_graded_score_is_held_against_the_base_and_a_share_against_the_reference():
+    assert [METRICS["rouge"].outcome(value, 40.0) for value in (40.5, 40.0, 39.0)] == ["better", "same", "worse"]
+    assert [METRICS["exact_match"].outcome(value, 1.0) for value in (1.0, 0.0)] == ["right", "wrong"]
+
+
+def test_english_scores_are_those_of_rouge_score():
+    texts = [text for path in (REPOSITORY / "data/dialogues").glob("*.json") for row in json.loads(path.read_text())
+             for text in row.values() if not re.search(r"[^\W\d_a-zA-Z]", text)]
+    assert len(texts) > 300
+    others = texts[7:] + texts[:7]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    wanted = [scorer.score(reference, answer) for answer, reference in zip(texts, others, strict=True)]
+    for name, values in rouge(texts, others).items():
+        assert values == tuple(100 * row[name].fmeasure for row in wanted)
+
+
+def test_rouge_reads_every_script():
+    # 今天去公园 against 今天去学校: 3 of 5 characters, pairs 今天 天去 of 4, in order 3 of 5
+    found = rouge(["今天去公园"], ["今天去学校。"])
+    assert {name: values[0] for name, values in found.items()} == pytest.approx(
+        {"rouge1": 60.0, "rouge2": 50.0, "rougeL": 60.0})
+    assert rouge(["去公园 no 7"], ["no 7"])["rouge1"] == pytest.approx((200 * (2 / 5) * 1 / (2 / 5 + 1),))
+    assert rouge(["été"], ["étê"])["rouge1"] == (0.0,)
+    assert rouge(["e\u0301te\u0301 ＡＢ１"], ["\u00e9t\u00e9 ab1"])["rouge1"] == pytest.approx((100.0,))
+    assert rouge(["한국어 문장"], ["한국어 글"])["rouge1"] == pytest.approx((50.0,))
 
 
 @pytest.mark.parametrize(("completions", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])

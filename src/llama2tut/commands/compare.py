@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions, read_metrics
 from llama2tut.console import Console, visible
-from llama2tut.errors import Faults, MachineError, UsageError
+from llama2tut.errors import Faults, MachineError
 from llama2tut.files import write_whole, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.tasks.metrics import Difference, Scores, paired_difference, score
+from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,22 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
     adapters = request.adapter or faults.attempt(lambda: (newest_adapter(),)) or ()
     if len({path.resolve() for path in adapters}) < len(adapters):
         faults.append("--adapter names one folder twice; give each once")
-    faults.attempt(wording.check_show, request.show, scored=not request.prompt_file)
+    if request.prompt_file:
+        faults.attempt(wording.check_show, request.show, None)
     if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
         faults.append(f"--output {request.output} is no file in a folder that exists; give another")
     faults.refuse()
     config = resolve_inference(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
-    scored = bool(config.rows and config.task and config.task.metric != "none")
-    wording.check_show(request.show, scored)  # again: a task may have no metric
-    if not scored and (request.fail_under is not None or request.fail_if_worse):
-        raise UsageError("--fail-under and --fail-if-worse need scores; give a --task with a metric")
-    best = 1 if config.task and config.task.metric == "exact_match" else 100
-    if request.fail_under is not None and request.fail_under > best:
-        raise UsageError(f"--fail-under {request.fail_under:g} cannot be met: this score goes from 0 to {best}; "
-                         "give one of these")
+    metric = metric_of(config.task) if config.rows else None
+    faults.attempt(wording.check_show, request.show, metric)
+    if metric is None and (request.fail_under is not None or request.fail_if_worse):
+        faults.append("--fail-under and --fail-if-worse need scores; give a --task with a metric")
+    if metric and request.fail_under is not None and request.fail_under > metric.top:
+        faults.append(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to {metric.top}; "
+                      "give one of these")
+    faults.refuse()
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
-    if scored and config.task and config.task.metric == "rouge":
-        references = [row[config.task.reference] for row in config.rows]
-        if unread := sum(not re.search("[a-z0-9]", reference.lower()) for reference in references):
-            console.warn(f"ROUGE reads words of a-z and 0-9 only: {unread:,} of {len(references):,} references have "
-                         "none and score 0 whatever the answer")
     comparison = compare(config, request, console)
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
@@ -76,7 +71,7 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
             shown = visible(shown)  # the table has seen to that itself: its colours are its own
     own = all(getattr(request, name) is None for name in ("model", "task", "data", "limit", "max_new_tokens",
                                                           "quantization", "precision"))
-    if scored and own and request.split == "test":
+    if metric and own and request.split == "test":
         try:
             card_scores(adapters, comparison)
         except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
@@ -107,9 +102,9 @@ def compare(config: InferenceConfig, request: CompareRequest, console: Console) 
     scores: tuple[Scores, ...] = ()
     differences: tuple[Difference, ...] = ()
     values: Sequence[Sequence[float | None]] = [[None] * len(ids) for _ in columns]
-    if task and references and task.metric != "none":
+    if task and references and metric_of(task):
         scores = tuple(score(task, column, references, request.seed) for column in columns)
-        per_row = [item.per_row[str(item.headline)] for item in scores]
+        per_row = [item.per_row[item.headline] for item in scores]
         values = per_row
         differences = tuple(paired_difference(per_row[0], tuned, request.seed) for tuned in per_row[1:])
     rows = tuple(ComparedRow(prompt=prompt, reference=references[at] if references else None,

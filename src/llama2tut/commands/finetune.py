@@ -18,6 +18,7 @@ from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import gpu_present
 from llama2tut.tasks.examples import reading_once, request_rows, split_examples
+from llama2tut.tasks.metrics import metric_of
 from llama2tut.tasks.sources import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
@@ -60,7 +61,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     rows = None
     if task and request.data:
         rows = faults.attempt(request_rows, request)
-    if request.eval_generate and (task is None or task.metric == "none"):
+    if request.eval_generate and metric_of(task) is None:
         faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
     base_model = resolve_last(model, faults)
     if base_model:

@@ -115,7 +115,7 @@ def _settings(request: InferRequest, config: InferenceConfig) -> str:
 
 def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
     """One object a row, in input order however the batches were made up."""
-    from llama2tut.tasks.metrics import score
+    from llama2tut.tasks.metrics import metric_of, score
 
     waiting: dict[int, str] = {}
     at = first
@@ -125,7 +125,7 @@ def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Ite
             record: dict[str, Any] = {"prompt": config.prompts[at], "completion": waiting.pop(at)}
             if config.task and config.rows:
                 record["reference"] = config.rows[at][config.task.reference]
-                if config.task.metric != "none":
+                if metric_of(config.task):
                     scores = score(config.task, [record["completion"]], [record["reference"]], seed=0)
                     record |= {name: values[0] for name, values in scores.per_row.items()}
             yield record

@@ -149,11 +149,11 @@ class CompareRequest:
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")
     output: Path | None = flag(None, "write it to this file instead of stdout", group="Result")
-    show: str = flag("8", "rows in the table: a number, `all`, `changed`, or the first adapter's `wrong` or `right`",
-                     group="Result")
+    show: str = flag("8", "rows in the table: a number, `all`, `changed`; by the first adapter's answers `wrong`, "
+                     "`right`, or, where they are graded, `better`, `same`, `worse`", group="Result")
     spreadsheet_safe: bool = flag(False, "csv: quote cells that a spreadsheet would run as a formula",
                                   group="Result")
-    fail_under: float | None = flag(None, "exit 3 if tuned scores lower (exact match: 0 to 1, ROUGE-L: 0 to 100)",
+    fail_under: float | None = flag(None, "exit 3 if tuned scores lower (shares: 0 to 1, graded scores: 0 to 100)",
                                     group="Result")
     fail_if_worse: bool = flag(False, "exit 3 if tuned is below base beyond chance", group="Result")
 

@@ -12,6 +12,7 @@ from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
 from llama2tut.models.smollm2 import ALIAS
 from llama2tut.reports.comparison import Comparison
+from llama2tut.tasks.metrics import METRICS
 from llama2tut.training.loop import TrainingRun
 
 
@@ -70,13 +71,14 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
              color="#d9541e", linewidth=3, markersize=9, label="validation")
     top.set_ylabel("loss", fontsize=16)
     top.legend(fontsize=15, frameon=False)
-    scored = [(entry["step"], entry[name]) for entry in evaluations
-              for name in ("eval_exact_match", "eval_rougeL") if name in entry]
-    if scored:
+    for metric in METRICS.values():
+        name = f"eval_{metric.headline}"
+        scored = [(entry["step"], entry[name]) for entry in evaluations if name in entry]
+        if not scored:
+            continue
         right = top.twinx()
         right.plot(*zip(*scored, strict=True), "s--", color="#2b8a3e", linewidth=2, markersize=8)
-        right.set_ylabel("exact match" if max(value for _, value in scored) <= 1 else "ROUGE-L", fontsize=14,
-                         color="#2b8a3e")
+        right.set_ylabel(metric.label, fontsize=14, color="#2b8a3e")
         right.tick_params(labelsize=13)
         right.set_ylim(bottom=0)
     bottom.plot(x, [entry["lr"] for entry in steps], color="#555555", linewidth=3)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
-from llama2tut.tasks.metrics import Difference, Scores
+from llama2tut.tasks.metrics import METRICS, Difference, Metric, Outcome, Scores
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ComparedRow:
         prompt: the prompt as the model got it.
         reference: the answer hoped for, or None where there is none.
         answers: base first, then one an adapter.
-        values: the headline score of each answer (`exact_match` 0..1, `rougeL` 0..100), or None.
+        values: the headline score of each answer, or None.
     """
 
     prompt: str
@@ -64,20 +64,20 @@ class Comparison:
         return ("base", "finetuned", *(f"finetuned_{n}" for n in range(2, len(self.adapters) + 1)))
 
     @property
-    def headline(self) -> str | None:
-        """The name of the score that decides, or None where nothing was scored."""
-        return self.scores[0].headline if self.scores else None
+    def metric(self) -> Metric | None:
+        """What the answers were scored by, or None where they were not."""
+        return METRICS[self.scores[0].metric] if self.scores else None
 
-    def outcome(self, row: ComparedRow, column: int = 1) -> Literal["right", "wrong"] | None:
-        """How one answer of a row did: an exact match is right; for ROUGE, whatever is not below the base is."""
+    def outcome(self, row: ComparedRow, column: int = 1) -> Outcome | None:
+        """How one answer of a row did; None without scores, and for a graded score of the base model itself."""
         base, value = row.values[0], row.values[column]
-        if self.headline is None or base is None or value is None:
+        if self.metric is None or base is None or value is None or (self.metric.graded and not column):
             return None
-        return "right" if value >= (1.0 if self.headline == "exact_match" else base) else "wrong"
+        return self.metric.outcome(value, base)
 
     def to_dict(self) -> dict[str, Any]:
         """The json form, by docs/comparison.schema.json: numbers that are not finite become None."""
-        names, headline = self.columns, self.headline
+        names, headline = self.columns, self.metric and self.metric.headline
         rows: list[dict[str, Any]] = []
         for row in self.rows:
             rows.append({"prompt": row.prompt, "reference": row.reference} | dict(zip(names, row.answers, strict=True)))

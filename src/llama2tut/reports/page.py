@@ -13,7 +13,7 @@ from typing import Any
 from llama2tut import __version__
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
-from llama2tut.reports.wording import LABELS, facts, grade, interval, number, select, verdicts, visible
+from llama2tut.reports.wording import facts, grade, interval, number, select, verdicts, visible
 from llama2tut.resources import shipped
 
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
@@ -26,15 +26,18 @@ def page(comparison: Comparison) -> str:
     template = shipped("reports/page.html").read_text("utf-8")
     style, script = (base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
                      for inside in re.findall(r"<(?:style|script)>(.*?)</", template, re.DOTALL))
-    kinds = ("all", "wrong", "right", "changed") if comparison.headline else ("all", "changed")
+    metric = comparison.metric
+    kinds = ("all", *(metric.outcomes if metric else ()), "changed")
     heading = f"{comparison.task or 'prompts'}: base against finetuned"
     names = [*facts(comparison)[1:-1], ("rows", f"{len(comparison.rows)}")]
     labels = {kind: f"{kind} <small>{len(select(comparison, kind))}</small>" for kind in kinds}
-    hint = "Marked words differ from the reference."
-    if comparison.headline == "rougeL":
-        hint += " Right is an answer whose ROUGE-L is not below the base model's."
+    hints = ["Marked words differ from the reference."]
+    if metric and metric.graded:
+        hints.append(f"Better, same and worse: {metric.label} of this answer against the base model's.")
+    if metric and metric.hint:
+        hints.append(metric.hint)
     if len(comparison.adapters) > 1:
-        hint += " Right, wrong, recipe and loss are of the first adapter."
+        hints.append("Filters, recipe and loss are of the first adapter.")
     fills = {
         "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
                   "base-uri 'none'; form-action 'none'",
@@ -43,7 +46,7 @@ def page(comparison: Comparison) -> str:
         "names": "".join(f"<dt>{name}</dt><dd>{_escape(text)}</dd>" for name, text in names),
         "verdicts": "".join(f'<p class="verdict">{text}.</p>' for text in verdicts(comparison)),
         "scores": "".join(_panels(comparison)),
-        "hint": '<p class="hint">' + hint + "</p>" if comparison.headline else "",
+        "hint": '<p class="hint">' + " ".join(hints) + "</p>" if metric else "",
         "filters": "".join(f'<a href="#{kind}">{label}</a>' for kind, label in labels.items()),
         "rows": "\n".join(_rows(comparison)),
         "run": _run(comparison),
@@ -60,12 +63,13 @@ def _escape(text: str) -> str:
 
 def _panels(comparison: Comparison) -> Iterator[str]:
     """One panel a score, with a bar a column and its 95 % interval on it; lengths and speeds have no better side."""
-    columns = list(zip(comparison.columns, comparison.scores, strict=False))
-    for key in columns[0][1].intervals if columns else ():
+    metric, columns = comparison.metric, list(zip(comparison.columns, comparison.scores, strict=False))
+    for key, label in metric.labels.items() if metric else ():
+        assert metric is not None
         ends = [scores.intervals[key] for _, scores in columns]
-        scale = 1.0 if key == "exact_match" else max(10.0, -(-max(high for _, high in ends) // 10) * 10)
-        yield f'<div class="panel"><h3>{LABELS[key]}</h3>' + "".join(
-            _bar(name, number(key, scores.means[key]), interval(key, scores.intervals[key]),
+        scale = max(10.0, -(-max(high for _, high in ends) // 10) * 10) if metric.graded else metric.top
+        yield f'<div class="panel"><h3>{label}</h3>' + "".join(
+            _bar(name, number(metric, key, scores.means[key]), interval(metric, scores.intervals[key]),
                  [100 * value / scale for value in (scores.means[key], *scores.intervals[key])])
             for name, scores in columns) + "</div>"
     words = {name: f"{scores.means['words']:.1f} words, " for name, scores in columns if "words" in scores.means}
@@ -121,12 +125,13 @@ def _cell(name: str, badge: str, body: str, text: str, n: int) -> str:
 def _marked(comparison: Comparison, row: ComparedRow, at: int) -> str:
     """An answer with the words marked that its reference does not have in that place.
 
-    A wrong exact match is marked in its first line only, and there no more words than the reference has: the working
-    before an answer is no mistake. A right one is not marked.
+    What is wrong is marked in its first line only, and there no more words than the reference has: the working before
+    an answer is no mistake. What is right is not marked.
     """
-    answer, exact = row.answers[at].strip(), comparison.headline == "exact_match"
-    if comparison.headline is None or row.reference is None or (exact and row.values[at] == 1):
+    answer, outcome = row.answers[at].strip(), comparison.outcome(row, at)
+    if comparison.metric is None or row.reference is None or outcome == "right":
         return _escape(answer)
+    exact = outcome == "wrong"
     tokens = _TOKEN.findall(answer.partition("\n")[0] if exact else answer)
     places = [i for i, token in enumerate(tokens) if _WORD.match(token)]
     wanted = [token.lower() for token in _TOKEN.findall(row.reference) if _WORD.match(token)]

@@ -10,7 +10,7 @@ from llama2tut.reports.wording import facts, grade, score_rows, select, verdicts
 
 _CELL_LINES = 12
 _NARROWEST_COLUMN = 11
-_STYLES = {"bold": "1", "dim": "2", "wrong": "31", "right": "32"}
+_STYLES = {"bold": "1", "dim": "2", "same": "2", "wrong": "31", "worse": "31", "right": "32", "better": "32"}
 Part = tuple[str, str]  # text, the name of its style
 Line = list[Part]
 Cell = tuple[str, str, str]  # text, how it did, the style to say that in
@@ -32,7 +32,7 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
     fits = width - 3 * len(names) - 1 >= _NARROWEST_COLUMN * len(names)
     *columns, (_, made) = facts(comparison)
     note = "; ".join(filter(None, (f"{len(rows)} of {len(comparison.rows)} rows shown",
-                                   "in brackets 95 % bootstrap intervals" if comparison.headline else "", made)))
+                                   "in brackets 95 % bootstrap intervals" if comparison.metric else "", made)))
     lines: list[Line] = [[(line, "")] for name, text in columns
                          for line in _wrap(f"{name:{len(comparison.columns[-1])}}  {visible(text, ascii)}", width)]
     if show != "0":

@@ -5,39 +5,43 @@ from unicodedata import category
 
 from llama2tut.errors import UsageError
 from llama2tut.reports.comparison import ComparedRow, Comparison
+from llama2tut.tasks.metrics import METRICS, Metric
 
-LABELS = {"exact_match": "exact match", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "words": "words"}
+_WORDS = {"wrong": "✗ wrong", "right": "✓ right"}
 
-
-def check_show(show: str, scored: bool) -> None:
+def check_show(show: str, metric: Metric | None) -> None:
     """Refuse a `--show` that cannot be meant, before anything is loaded.
 
     Args:
-        scored: whether rows will have a reference and a metric.
+        metric: what rows are scored by, or None.
 
     Raises:
-        UsageError: for anything but a number, all, wrong, right or changed; for wrong and right without scores.
+        UsageError: for anything but a number, all, changed, or what a row can be by the metric.
     """
-    if not (show.isascii() and show.isdigit()) and show not in ("all", "wrong", "right", "changed"):
-        raise UsageError(f"--show {show} names no rows; use a number, all, wrong, right or changed")
-    if show in ("wrong", "right") and not scored:
-        raise UsageError(f"--show {show} needs scores, and these prompts have none; use a number, all or changed")
+    kinds = ("all", "changed", *(metric.outcomes if metric else ()))
+    if (show.isascii() and show.isdigit()) or show in kinds:
+        return
+    use = f"use a number, {', '.join(kinds[:-1])} or {kinds[-1]}"
+    if all(show not in other.outcomes for other in METRICS.values()):
+        raise UsageError(f"--show {show} names no rows; {use}")
+    raise UsageError(f"--show {show} needs scores, and these prompts have none; {use}" if metric is None else
+                     f"--show {show} does not go with {metric.label}; {use}")
 
 
 def select(comparison: Comparison, show: str) -> list[tuple[int, ComparedRow]]:
     """The rows that `--show` asks for, each with its place in the data, counted from 1.
 
-    Wrong and right are about the first adapter: for exact match the answer itself, for ROUGE below the base or not.
+    How a row did is how the first adapter did on it.
     """
-    check_show(show, comparison.headline is not None)
+    check_show(show, comparison.metric)
     numbered = list(enumerate(comparison.rows, 1))
     if show == "all":
         return numbered
     if show == "changed":
         return [(n, row) for n, row in numbered if row.changed]
-    if show in ("wrong", "right"):
-        return [(n, row) for n, row in numbered if comparison.outcome(row) == show]
-    return numbered[:int(show)]
+    if show.isdigit():
+        return numbered[:int(show)]
+    return [(n, row) for n, row in numbered if comparison.outcome(row) == show]
 
 
 def visible(text: str, ascii: bool = False) -> str:
@@ -55,35 +59,42 @@ def visible(text: str, ascii: bool = False) -> str:
     return shown.encode("ascii", "backslashreplace").decode() if ascii else shown
 
 
-def number(score: str, value: float) -> str:
-    """A mean as people read it: exact match in per cent, the others as they are."""
-    return f"{100 * value:.1f} %" if score == "exact_match" else f"{value:.1f}"
+def label(metric: Metric, score: str) -> str:
+    """What people read for one of a metric's means."""
+    return {**metric.labels, "words": "words"}[score]
 
 
-def interval(score: str, bounds: tuple[float, float], sign: str = "") -> str:
+def number(metric: Metric, score: str, value: float) -> str:
+    """A mean as people read it: shares in per cent, the others as they are."""
+    return f"{100 * value:.1f} %" if metric.top == 1 and score in metric.labels else f"{value:.1f}"
+
+
+def interval(metric: Metric, bounds: tuple[float, float], sign: str = "") -> str:
     """Both ends of an interval in the unit of `number`."""
-    low, high = (100 * end if score == "exact_match" else end for end in bounds)
+    low, high = (100 * end / metric.top for end in bounds)
     return f"{low:{sign}.1f} to {high:{sign}.1f}"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
     """One sentence an adapter about its difference to the base model."""
-    score, said = comparison.headline or "", []
+    metric, said = comparison.metric, []
     for column, it in zip(comparison.columns[1:], comparison.differences, strict=False):
-        points = f"{LABELS[score]} {100 * it.mean if score == 'exact_match' else it.mean:+.1f} points"
+        assert metric is not None
+        points = f"{metric.label} {100 * it.mean / metric.top:+.1f} points"
         gain = "better" if it.interval[0] > 0 else "worse" if it.interval[1] < 0 else "no difference"
-        said.append(f"{column} against base: {points} ({interval(score, it.interval, '+')}), {gain} beyond chance")
+        said.append(f"{column} against base: {points} ({interval(metric, it.interval, '+')}), {gain} beyond chance")
     return said
 
 
 def grade(comparison: Comparison, row: ComparedRow, at: int) -> tuple[str, str]:
-    """How one answer did, and `right`, `wrong`, or `dim` for a base score that others are held against."""
-    outcome, value = comparison.outcome(row, at), row.values[at]
-    if outcome is None or value is None:
+    """How one answer did, and the outcome's name, or `dim` for a base score that others are held against."""
+    metric, outcome, value = comparison.metric, comparison.outcome(row, at), row.values[at]
+    if metric is None or value is None:
         return "", ""
-    if comparison.headline == "exact_match":
-        return f"{'✓' if outcome == 'right' else '✗'} {outcome}", outcome
-    return f"{LABELS[comparison.headline or '']} {value:.1f}", outcome if at else "dim"
+    if not metric.graded:
+        return _WORDS[str(outcome)], str(outcome)
+    said = f"{metric.label} {value:.1f}"
+    return (f"{said}, {outcome}", str(outcome)) if outcome else (said, "dim")
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -97,9 +108,12 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
 def score_rows(comparison: Comparison, joint: str = " ") -> list[list[str]]:
     """Header and one row a column of answers: its name, each score with its 95 % interval, rows, tokens/s."""
     keys = list(comparison.scores[0].means) if comparison.scores else []
-    rows = [["", *(LABELS[key] for key in keys), "rows", "tokens/s"]]
+    metric = comparison.metric
+    rows = [["", *(label(metric, key) for key in keys if metric), "rows", "tokens/s"]]
     for column, scores, speed in zip_longest(comparison.columns, comparison.scores, comparison.tokens_per_second):
-        bounds = {key: f"{joint}({interval(key, ends)})" for key, ends in scores.intervals.items()} if keys else {}
-        cells = [number(key, scores.means[key]) + bounds.get(key, "") for key in keys]
+        cells = []
+        if metric:
+            bounds = {key: f"{joint}({interval(metric, ends)})" for key, ends in scores.intervals.items()}
+            cells = [number(metric, key, scores.means[key]) + bounds.get(key, "") for key in keys]
         rows.append([column, *cells, str(len(comparison.rows)), f"{speed:,.1f}"])
     return rows

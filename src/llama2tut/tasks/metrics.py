@@ -1,17 +1,115 @@
-"""Completions and references -> scores a row, their means, and how far chance alone could move them.
+"""The table of metrics, and answers scored by one of them.
 
-    >>> from llama2tut.tasks import ARITHMETIC
+    >>> from llama2tut.tasks.task import ARITHMETIC
     >>> score(ARITHMETIC, ["19 - 59 = -40", "5"], ["-40", "7"], seed=42).means
     {'exact_match': 0.5}
+
+To add a metric, add an entry to `METRICS`: gates, tables, pages, cards, pictures and task files read all of it there.
 """
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from llama2tut.tasks.task import Metric, Task
+from llama2tut.tasks.task import Task
 
-_HEADLINES: dict[Metric, str | None] = {"exact_match": "exact_match", "rouge": "rougeL", "none": None}
 _DRAWS_AT_ONCE = 2_000_000  # row numbers in memory at a time: 16 MB
+Outcome = Literal["right", "wrong", "better", "same", "worse"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score answers.
+
+    Attributes:
+        values: (answers, references) -> for each score its values, one a row, from 0 to `top`.
+        labels: the names of those scores -> what people read.
+        headline: the score that gates, differences and rows go by.
+        top: the best value; scores up to 1 are shown in per cent, scores up to 100 as they are.
+        graded: a row is better or worse than the base model's, not right (the best value) or wrong.
+        hint: what else a reader should know, in whole sentences.
+    """
+
+    values: Callable[[Sequence[str], Sequence[str]], dict[str, tuple[float, ...]]]
+    labels: Mapping[str, str]
+    headline: str
+    top: Literal[1, 100]
+    graded: bool
+    hint: str = ""
+
+    @property
+    def label(self) -> str:
+        """The headline score for people."""
+        return self.labels[self.headline]
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """How a row can do."""
+        return ("better", "same", "worse") if self.graded else ("right", "wrong")
+
+    def outcome(self, value: float, base: float) -> Outcome:
+        """How a row did whose headline value is `value` where the base model's is `base`."""
+        if self.graded:
+            return "better" if value > base else "worse" if value < base else "same"
+        return "right" if value == self.top else "wrong"
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """1 where the answer is the reference, else 0."""
+    pairs = zip(answers, references, strict=True)
+    return {"exact_match": tuple(float(answer == reference) for answer, reference in pairs)}
+
+
+def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """`rouge1`, `rouge2`, `rougeL`: F1 x 100 of each row, on `Tokens`.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", as the package rouge-score computes it.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(names), tokenizer=Tokens())
+    rows = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    return {name: tuple(100 * float(row[name].fmeasure) for row in rows) for name in names}
+
+
+# Scripts that put no spaces between words, as the package regex names them.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+# Full-width letters, digits and marks become ASCII; what only says how an emoji is drawn goes.
+_WIDE = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0xFE0E: None, 0xFE0F: None, 0x20E3: None}
+
+
+TOKENS = "words, English ones without their endings, and characters of scripts without spaces, such as Chinese"
+
+
+class Tokens:
+    """Lower-case words, those of a-z and 0-9 stemmed as in rouge-score; characters where a script has no spaces.
+
+    A text without letters and digits is read by its characters, so that it can be equal to itself.
+    """
+
+    def __init__(self) -> None:
+        import regex
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+        self._pattern = regex.compile(rf"(?V1)[{_UNSPACED}]\p{{M}}*|"
+                                      rf"[\p{{L}}\p{{N}}--[{_UNSPACED}]][\p{{L}}\p{{M}}\p{{N}}--[{_UNSPACED}]]*")
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text, in order."""
+        text = unicodedata.normalize("NFC", text).translate(_WIDE).lower()
+        words = self._pattern.findall(text) or text.split()
+        return [self._stem(word) if word.isascii() and len(word) > 3 else word for word in words]
+
+
+# By the names that task files use; the first is what a task file gets that names none.
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(exact_match, {"exact_match": "exact match"}, "exact_match", top=1, graded=False),
+    "rouge": Metric(rouge, {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}, "rougeL", top=100,
+                    graded=True, hint=f"ROUGE counts what answer and reference share: {TOKENS}."),
+}
 
 
 @dataclass(frozen=True)
@@ -19,23 +117,23 @@ class Scores:
     """What one model scored on the rows of a task.
 
     Attributes:
-        metric: the task's metric.
+        metric: the task's metric, by its name in `METRICS`.
         rows: how many answers were scored.
-        per_row: name -> one value a row: `exact_match` (0 or 1), or `rouge1`, `rouge2`, `rougeL` (F1 x 100).
-        means: the same names -> mean over rows; for rouge also `words`, the mean length of an answer.
+        per_row: the metric's scores -> one value a row.
+        means: the same names -> mean over rows; for a graded metric also `words`, the mean length of an answer.
         intervals: the names of `per_row` -> (low, high) of the mean's 95 % bootstrap interval.
     """
 
-    metric: Metric
+    metric: str
     rows: int
     per_row: dict[str, tuple[float, ...]]
     means: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
     @property
-    def headline(self) -> str | None:
-        """The name of the score that gates and differences go by, or None where answers are not scored."""
-        return _HEADLINES[self.metric]
+    def headline(self) -> str:
+        """The name of the score that gates and differences go by."""
+        return METRICS[self.metric].headline
 
 
 @dataclass(frozen=True)
@@ -46,49 +144,32 @@ class Difference:
     interval: tuple[float, float]
 
 
+def metric_of(task: Task | None) -> Metric | None:
+    """The metric of a task; None where there is no task, or it is not scored."""
+    return METRICS.get(task.metric) if task else None
+
+
 def score(task: Task, completions: Sequence[str], references: Sequence[str], seed: int) -> Scores:
-    """Scores of `completions` by the task's metric, each against the reference of the same row.
+    """Scores of what the task extracts from `completions`, each against the reference of the same row.
 
     Raises:
-        ValueError: there are no rows, or not as many completions as references.
+        ValueError: the task is not scored, there are no rows, or not as many completions as references.
     """
-    if not completions or len(completions) != len(references):
-        raise ValueError(f"{len(completions)} completions cannot be scored against {len(references)} references")
-    per_row: dict[str, tuple[float, ...]] = {}
-    extra: dict[str, float] = {}
-    if task.metric == "exact_match":
-        per_row = {"exact_match": exact_match(task, completions, references)}
-    elif task.metric == "rouge":
-        pairs = zip(completions, references, strict=True)
-        answers = [task.extract(completion, reference) or "" for completion, reference in pairs]
-        per_row = rouge(answers, references)
-        extra = {"words": sum(len(answer.split()) for answer in answers) / len(answers)}
+    metric = metric_of(task)
+    if metric is None or not completions or len(completions) != len(references):
+        raise ValueError(f"{len(completions)} completions cannot be scored against {len(references)} references by "
+                         f"{task.metric}")
+    pairs = zip(completions, references, strict=True)
+    answers = [task.extract(completion, reference) or "" for completion, reference in pairs]
+    per_row = metric.values(answers, [reference.strip() for reference in references])
+    lengths = {"words": sum(len(answer.split()) for answer in answers) / len(answers)} if metric.graded else {}
     return Scores(
         metric=task.metric,
         rows=len(completions),
         per_row=per_row,
-        means={name: sum(values) / len(values) for name, values in per_row.items()} | extra,
+        means={name: sum(values) / len(values) for name, values in per_row.items()} | lengths,
         intervals={name: bootstrap_interval(values, seed) for name, values in per_row.items()},
     )
-
-
-def exact_match(task: Task, completions: Sequence[str], references: Sequence[str]) -> tuple[float, ...]:
-    """One value a row: 1 where what the task extracts is the reference, white space around it aside, else 0."""
-    pairs = zip(completions, references, strict=True)
-    return tuple(float(task.extract(completion, reference) == reference.strip()) for completion, reference in pairs)
-
-
-def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """`rouge1`, `rouge2`, `rougeL`: F1 x 100 of each row, on lower-case words with Porter stemming.
-
-    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", as the package rouge-score computes it.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(list(names), use_stemmer=True)
-    rows = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    return {name: tuple(100 * float(row[name].fmeasure) for row in rows) for name in names}
 
 
 def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = 1000) -> tuple[float, float]:

@@ -11,9 +11,7 @@ To change what the model is asked, change `prompt` below; training and inference
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Metric = Literal["exact_match", "rouge", "none"]
 Extractor = Callable[[str, str], str | None]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -27,7 +25,7 @@ class Task:
         prompt: template; `{column}` stands for a row's cell.
         target: the column that is trained on, after the prompt and before eos.
         reference: the column that answers are scored against.
-        metric: `exact_match` (0..1), `rouge` (F1 x 100) or `none`.
+        metric: how answers are scored: a name in `metrics.METRICS`, or `none`.
         extract: (completion, reference) -> the part of the completion that is compared, or None.
         shorten: the column cut at its front when a row is longer than the context, or None.
         max_new_tokens: how long an answer may get, in tokens.
@@ -39,7 +37,7 @@ class Task:
     prompt: str
     target: str
     reference: str
-    metric: Metric
+    metric: str
     extract: Extractor
     max_new_tokens: int
     shorten: str | None = None

@@ -3,7 +3,7 @@
     prompt: "Translate to French:\\n{english}\\n---\\nFrench:\\n"   # {column} stands for a cell
     target: french            # the column that is trained on
     reference: french         # the column that answers are scored against [target]
-    metric: rouge             # exact_match, rouge or none [exact_match]
+    metric: rouge             # how answers are scored: a name in `metrics.METRICS`, or none [the first there]
     extract: '"(.*)"'         # what of an answer is compared: this pattern's group, or all it matches [the whole]
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
@@ -20,11 +20,11 @@ from typing import Any
 from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
+from llama2tut.tasks.metrics import METRICS
 from llama2tut.tasks.task import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str}
-_METRICS = ("exact_match", "rouge", "none")
 _LONGEST_PATTERN = 500
 _SPACED = re.compile(r"\{(\w+[ .-][\w .-]*)\}")  # meant for a column, but no placeholder
 
@@ -88,9 +88,9 @@ def _task(file: YamlFile) -> Task:
                if key not in values]
     if faults:
         raise UsageError(*faults)
-    metric = values.get("metric", "exact_match")
-    if metric not in _METRICS:
-        faults.append(f"{file.at('metric')}: metric {metric} is none of {', '.join(_METRICS)}; name one of them")
+    metric = values.get("metric", next(iter(METRICS)))
+    if metric not in (names := (*METRICS, "none")):
+        faults.append(f"{file.at('metric')}: metric {metric} is none of {', '.join(names)}; name one of them")
     pattern = values.get("extract")
     try:
         extract = _pattern_extractor(pattern) if pattern else whole_answer

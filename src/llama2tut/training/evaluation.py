@@ -47,7 +47,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
     Prompts are shortened as `infer` and `compare` shorten them, to what `positions` leave beside the answer.
 
     Returns:
-        model -> {"eval_exact_match": 0..1} or {"eval_rouge1": …, "eval_rouge2": …, "eval_rougeL": … (F1 x 100)}.
+        model -> the mean of each of the metric's scores by its name, with `eval_` before it.
 
     Raises:
         DataError: a prompt does not fit the model beside its answer.
