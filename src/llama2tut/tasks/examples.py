@@ -41,10 +41,10 @@ def as_examples(rows: Iterable[Mapping[str, Any]], source: str) -> list[Example]
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{source}, example {number}: input_ids and labels must be lists of whole numbers; "
                             "return them from the function") from None
-        if len(ids) != len(labels) or all(label == -100 for label in labels):
-            raise DataError(f"{source}, example {number}: {len(ids)} input_ids against {len(labels)} labels, "
-                            f"{sum(label != -100 for label in labels)} of them trained; give one label a token, "
-                            "-100 only on the prompt")
+        trained = sum(label != -100 for label in labels[1:])  # nothing predicts the first token
+        if len(ids) != len(labels) or not trained:
+            raise DataError(f"{source}, example {number}: {len(ids)} input_ids against {len(labels)} labels, {trained} "
+                            "of them trained; give one label a token, -100 only on the prompt")
         examples.append(Example(input_ids=ids, labels=labels, attention_mask=[1] * len(ids)))
     if not examples:
         raise DataError(f"{source}: there is no example; return at least one for each split")

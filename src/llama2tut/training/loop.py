@@ -28,7 +28,7 @@ _USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of 
 class _Step:
     """What has gone into the optimizer step under way."""
 
-    losses: list[tuple[Any, int]] = dataclasses.field(default_factory=list)  # (mean loss, trained tokens) a micro-batch
+    losses: list[tuple[Any, float]] = dataclasses.field(default_factory=list)  # (mean loss, share) of each micro-batch
     tokens: int = 0  # without padding
     started: float = 0.0
 
@@ -57,7 +57,7 @@ class TrainingRun:
         self.tokens, self.seconds = 0, 0.0  # of this process; `at` counts the resumed run's too
         self._restore: dict[str, Any] = {}
         self._step = _Step()
-        self._next: tuple[int, int] = (0, 0)  # trained tokens and tokens of the batch handed out last
+        self._next: tuple[float, int] = (1.0, 0)  # share in its step and tokens of the micro-batch handed out last
         self._signal: int | None = None
         self._evaluated_at: int | None = None
         self._saved_at, self._peak = time.monotonic(), 0.0
@@ -155,8 +155,11 @@ class TrainingRun:
 
     def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if module.training:
-            trained, tokens = self._next
-            self._step.losses.append((output.loss.detach(), trained))
+            share, tokens = self._next
+            self._step.losses.append((output.loss.detach(), share))
+            # Upstream divides by the number of micro-batches and adds the gradients: without the share, the tokens of
+            # a micro-batch with few trained ones would count more than others, and a last short group less.
+            output.loss = output.loss * (share * self._plan.accumulation)
             self._step.tokens += tokens
             self.at = dataclasses.replace(self.at, micro=self.at.micro + 1)
 
@@ -167,9 +170,9 @@ class TrainingRun:
             group["lr"] = self._plan.learning_rate(self._current_step)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        step, trained = self._current_step, sum(count for _, count in self._step.losses)
+        step = self._current_step
         # Reading the loss waits for the GPU, so it stands before the clock; upstream's own bar would wait here too.
-        loss = sum(loss.item() * count for loss, count in self._step.losses) / max(1, trained)
+        loss = sum(loss.item() * share for loss, share in self._step.losses)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
         self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds,
@@ -284,15 +287,19 @@ class _TrainingBatches:
     def __init__(self, run: TrainingRun, examples: Examples, schedule: Schedule) -> None:
         self.run, self.examples, self.schedule = run, examples, schedule
         self.first = run.at.micro
+        self.trained = [sum(label != -100 for label in example["labels"][1:]) for example in examples]
 
     def __len__(self) -> int:
         return len(self.schedule.batches) - self.first
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for _, rows in self.schedule.batches[self.first:]:
+        for micro, (_, rows) in enumerate(self.schedule.batches[self.first:], self.first):
             if self.run.stopped_early:
                 return
-            chosen = [self.examples[index] for row in rows for index in row]
-            self.run._next = (sum(label != -100 for example in chosen for label in example["labels"][1:]),
-                              sum(len(example["input_ids"]) for example in chosen))
+            whole = sum(self._trained(others) for others in self.schedule.step_batches(micro))
+            self.run._next = (self._trained(rows) / whole,
+                              sum(len(self.examples[index]["input_ids"]) for row in rows for index in row))
             yield self.run._collate(self.examples, rows)
+
+    def _trained(self, rows: list[list[int]]) -> int:
+        return sum(self.trained[index] for row in rows for index in row)

@@ -31,6 +31,11 @@ class Schedule:
         """Optimizer steps; the last one may have fewer micro-batches."""
         return math.ceil(len(self.batches) / self.accumulation)
 
+    def step_batches(self, micro: int) -> list[list[list[int]]]:
+        """The rows of every micro-batch in the optimizer step that micro-batch `micro` (from 0) belongs to."""
+        first = micro - micro % self.accumulation
+        return [rows for _, rows in self.batches[first : first + self.accumulation]]
+
     def learning_rate(self, step: int) -> float:
         """The rate of step `step` (from 1): up to the peak over the warm-up, then down to zero after the last step."""
         if step <= self.warmup_steps:
