@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from llama2tut.reports.comparison import ComparedRow, Comparison
+from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import paired_difference, score
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
@@ -33,8 +33,9 @@ def compared(task, examples, tuned=1):
     values = [each.per_row[each.headline] for each in scores]
     return Comparison(
         task=task.name,
-        model="smollm2-135m",
-        adapters=("outputs/a", "outputs/b", "outputs/c")[:tuned],
+        columns=(Column("base", "base", "smollm2-135m"),
+                 *(Column(name, "adapter", f"outputs/{name}")
+                   for name in ("finetuned", "finetuned_2", "finetuned_3")[:tuned])),
         rows=tuple(ComparedRow(task.render({column: cell}), reference, texts, row_values)
                    for (cell, reference, *_), texts, row_values
                    in zip(examples, zip(*answers, strict=True), zip(*values, strict=True), strict=True)),
@@ -62,31 +63,36 @@ def prompts():
     return replace(arithmetic(), task=None, rows=rows, scores=(), differences=(), recipe={}, metrics=())
 
 
-def test_columns_are_named_in_the_order_of_the_adapters():
-    assert arithmetic().columns == ("base", "finetuned")
-    assert arithmetic(3).columns == ("base", "finetuned", "finetuned_2", "finetuned_3")
+def test_rows_are_judged_by_the_first_adapter_wherever_it_stands():
+    comparison = arithmetic()
+    base, tuned = comparison.columns
+    moved = replace(comparison, columns=(base, Column("more", "base", "other"), tuned), rows=tuple(
+        replace(row, answers=(row.answers[0], row.answers[0], row.answers[1])) for row in comparison.rows))
+    assert moved.tuned == (2,)
+    assert [moved.changed(row) for row in moved.rows] == [comparison.changed(row) for row in comparison.rows]
+    assert any(map(moved.changed, moved.rows))
 
 
 def test_an_exact_match_is_right_by_itself():
     comparison = arithmetic()
-    assert [comparison.outcome(row) for row in comparison.rows] == ["right", "right", "wrong"]
+    assert [comparison.outcome(row, 1) for row in comparison.rows] == ["right", "right", "wrong"]
     assert [comparison.outcome(row, 0) for row in comparison.rows] == ["wrong", "right", "wrong"]
 
 
 def test_a_summary_is_better_or_worse_than_the_bases_and_the_base_is_neither():
     comparison = dialogues()
-    assert [comparison.outcome(row) for row in comparison.rows] == ["better", "worse"]
+    assert [comparison.outcome(row, 1) for row in comparison.rows] == ["better", "worse"]
     assert [comparison.outcome(row, 0) for row in comparison.rows] == [None, None]
 
 
 def test_prompts_without_references_are_neither_right_nor_wrong():
     comparison = prompts()
     assert comparison.metric is None
-    assert [comparison.outcome(row) for row in comparison.rows] == [None, None]
+    assert [comparison.outcome(row, 1) for row in comparison.rows] == [None, None]
 
 
 def test_white_space_around_an_answer_changes_nothing():
-    assert [row.changed for row in prompts().rows] == [False, True]
+    assert [prompts().changed(row) for row in prompts().rows] == [False, True]
 
 
 def test_the_json_form_of_an_arithmetic_comparison():
@@ -97,6 +103,9 @@ def test_the_json_form_of_an_arithmetic_comparison():
     assert value["scores"]["finetuned"]["exact_match"] == pytest.approx(2 / 3)
     assert value["scores"]["base"]["intervals"] == {"exact_match": [0.0, 1.0]}
     assert value["differences"]["finetuned"]["mean"] == pytest.approx(1 / 3)
+    assert value["adapters"] == ["outputs/finetuned"]
+    assert value["columns"] == [{"name": "base", "kind": "base", "source": "smollm2-135m"},
+                                {"name": "finetuned", "kind": "adapter", "source": "outputs/finetuned"}]
     assert value["tokens_per_s"] == {"base": 1234.5, "finetuned": 99.0}
     assert value["settings"] == {"split": "test", "max_new_tokens": 24, "path": "data", "versions": {"torch": "2.13.0"}}
 

@@ -47,7 +47,8 @@ def hostile():
     comparison = dialogues(2)
     rows = tuple(replace(comparison.rows[0], prompt=text, reference=f"the {text}", answers=(text, text[::-1], text))
                  for text in HOSTILE)
-    return replace(comparison, model=HOSTILE[0], adapters=tuple(HOSTILE[1:3]), task=HOSTILE[1], rows=rows,
+    columns = tuple(replace(column, source=text) for column, text in zip(comparison.columns, HOSTILE, strict=False))
+    return replace(comparison, columns=columns, task=HOSTILE[1], rows=rows,
                    settings={HOSTILE[1]: HOSTILE[2]}, recipe={"set": {HOSTILE[0]: [HOSTILE[1]]}})
 
 
@@ -166,7 +167,7 @@ def test_a_browser_filters_rows_and_runs_nothing_of_theirs(tmp_path):
     dom, log, network = browse(file, "#changed")
     assert "<title>owned" not in dom
     assert 'href="#changed" aria-current="true"' in dom
-    shown = sum(row.changed for row in hostile().rows)
+    shown = sum(map(hostile().changed, hostile().rows))
     assert f"{shown} of {len(HOSTILE)} rows</output>" in dom
     assert len(re.findall(r"<article [^>]*hidden", dom)) == len(HOSTILE) - shown
     assert "CONSOLE" not in log

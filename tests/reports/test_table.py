@@ -33,7 +33,7 @@ def test_the_table_at_80_columns():
     assert table.table(arithmetic(), show="1") == """\
 task       arithmetic
 base       smollm2-135m
-finetuned  outputs/a
+finetuned  outputs/finetuned
 
 ┌───────────────────────────────────┬───────────┬──────────────┬───────────────┐
 │ prompt                            │ reference │ base         │ finetuned     │

@@ -17,7 +17,7 @@ from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
-from llama2tut.reports.comparison import ComparedRow, Comparison
+from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
 
 
@@ -115,10 +115,15 @@ def compare(config: InferenceConfig, request: CompareRequest, console: Console) 
                 "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
     first = config.adapters[0]
-    return Comparison(task=config.task.name if config.task else None, model=config.base_model.name,
-                      adapters=tuple(str(adapter.path) for adapter in config.adapters), rows=rows, scores=scores,
-                      differences=differences, tokens_per_second=tuple(rates), settings=settings,
+    return Comparison(task=config.task.name if config.task else None, columns=_columns(config), rows=rows,
+                      scores=scores, differences=differences, tokens_per_second=tuple(rates), settings=settings,
                       recipe=first.request, metrics=tuple(read_metrics(first.path)))
+
+
+def _columns(config: InferenceConfig) -> tuple[Column, ...]:
+    tuned = (Column(f"finetuned_{number}" if number > 1 else "finetuned", "adapter", str(adapter.path))
+             for number, adapter in enumerate(config.adapters, 1))
+    return Column("base", "base", config.base_model.name), *tuned
 
 
 def _progress(console: Console, name: str, total: int, done: int) -> None:
@@ -144,13 +149,14 @@ def _render(form: str, comparison: Comparison, request: CompareRequest, width: i
 def _gates(comparison: Comparison, request: CompareRequest, console: Console) -> bool:
     """Whether a gate was not met; says which."""
     missed = False
-    for number, path in enumerate(comparison.adapters):
-        scores: Any = comparison.scores[number + 1] if comparison.scores else None
+    for at in comparison.tuned:
+        path = comparison.columns[at].source
+        scores: Any = comparison.scores[at] if comparison.scores else None
         if request.fail_under is not None and scores.means[scores.headline] < request.fail_under:
             console.note(f"llama2tut: gate not met: {path} has {scores.headline} "
                          f"{scores.means[scores.headline]:.4g}, under {request.fail_under:g}")
             missed = True
-        if request.fail_if_worse and comparison.differences[number].interval[1] < 0:
+        if request.fail_if_worse and comparison.differences[at - 1].interval[1] < 0:
             console.note(f"llama2tut: gate not met: {path} is worse than the base beyond chance")
             missed = True
     return missed

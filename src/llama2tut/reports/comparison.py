@@ -3,9 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 from llama2tut.tasks.metrics import METRICS, Difference, Metric, Outcome, Scores
+
+
+@dataclass(frozen=True)
+class Column:
+    """Whose answers stand in one column.
+
+    Attributes:
+        name: what headings and json call it.
+        kind: what answered.
+        source: where to find that: the base model, or an adapter's folder.
+    """
+
+    name: str
+    kind: Literal["base", "adapter"]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -15,7 +30,7 @@ class ComparedRow:
     Attributes:
         prompt: the prompt as the model got it.
         reference: the answer hoped for, or None where there is none.
-        answers: base first, then one an adapter.
+        answers: one a column.
         values: the headline score of each answer, or None.
     """
 
@@ -24,11 +39,6 @@ class ComparedRow:
     answers: tuple[str, ...]
     values: tuple[float | None, ...]
 
-    @property
-    def changed(self) -> bool:
-        """Whether the first adapter answers otherwise than the base model, white space around answers aside."""
-        return self.answers[1].strip() != self.answers[0].strip()
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -36,20 +46,19 @@ class Comparison:
 
     Attributes:
         task: its name, or None for prompts from a file.
-        model: the base model.
-        adapters: one folder or name a tuned column.
+        columns: the base model first.
         rows: in the order of the data.
-        scores: base first, then one an adapter; empty where nothing was scored.
-        differences: one an adapter: tuned minus base in the headline score; empty where nothing was scored.
-        tokens_per_second: new tokens a second in each column, base first.
+        scores: one a column; empty where nothing was scored.
+        differences: one a column but the first: its headline score minus the base model's; empty where nothing was
+            scored.
+        tokens_per_second: new tokens a second in each column.
         settings: how the answers were made: split, data, quantization, precision, versions, ….
         recipe: how the first adapter was trained; may be empty.
         metrics: that run's `metrics.jsonl`, an object a line; may be empty.
     """
 
     task: str | None
-    model: str
-    adapters: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[ComparedRow, ...]
     scores: tuple[Scores, ...]
     differences: tuple[Difference, ...]
@@ -59,16 +68,30 @@ class Comparison:
     metrics: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of answers: base, finetuned, then finetuned_2 and so on."""
-        return ("base", "finetuned", *(f"finetuned_{n}" for n in range(2, len(self.adapters) + 1)))
+    def names(self) -> tuple[str, ...]:
+        """What the columns are called."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def model(self) -> str:
+        """The base model."""
+        return self.columns[0].source
+
+    @property
+    def tuned(self) -> tuple[int, ...]:
+        """The places of the adapters among the columns; rows are called right, wrong or changed by the first one."""
+        return tuple(at for at, column in enumerate(self.columns) if column.kind == "adapter")
+
+    def changed(self, row: ComparedRow) -> bool:
+        """Whether the first adapter answers otherwise than the base model, white space around answers aside."""
+        return row.answers[self.tuned[0]].strip() != row.answers[0].strip()
 
     @property
     def metric(self) -> Metric | None:
         """What the answers were scored by, or None where they were not."""
         return METRICS[self.scores[0].metric] if self.scores else None
 
-    def outcome(self, row: ComparedRow, column: int = 1) -> Outcome | None:
+    def outcome(self, row: ComparedRow, column: int) -> Outcome | None:
         """How one answer of a row did; None without scores, and for a graded score of the base model itself."""
         base, value = row.values[0], row.values[column]
         if self.metric is None or base is None or value is None or (self.metric.graded and not column):
@@ -77,7 +100,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The json form, by docs/comparison.schema.json: numbers that are not finite become None."""
-        names, headline = self.columns, self.metric and self.metric.headline
+        names, headline = self.names, self.metric and self.metric.headline
         rows: list[dict[str, Any]] = []
         for row in self.rows:
             rows.append({"prompt": row.prompt, "reference": row.reference} | dict(zip(names, row.answers, strict=True)))
@@ -86,7 +109,8 @@ class Comparison:
         return as_json({  # type: ignore[no-any-return]
             "task": self.task,
             "model": self.model,
-            "adapters": self.adapters,
+            "adapters": [self.columns[at].source for at in self.tuned],
+            "columns": [vars(column) for column in self.columns],
             "rows": rows,
             "scores": {name: {"metric": scores.metric, "rows": scores.rows, **scores.means,
                               "intervals": scores.intervals}

@@ -18,9 +18,9 @@ def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = F
     def cell(text: str | None) -> str:
         return re.sub(r"\A(?=[ \n]*[=+\-@\t\r＝＋－＠])", "'" if spreadsheet_safe else "", text or "")
 
-    scored = [f"{name}_{comparison.metric.headline}" for name in comparison.columns] if comparison.metric else []
+    scored = [f"{name}_{comparison.metric.headline}" for name in comparison.names] if comparison.metric else []
     out = io.StringIO()
-    out.write(",".join(["prompt", "reference", *comparison.columns, *scored]) + "\n")
+    out.write(",".join(["prompt", "reference", *comparison.names, *scored]) + "\n")
     # All text in quotes: Python 3.11 leaves a bare carriage return unquoted otherwise, and readers break the row there.
     writer = csv_format.writer(out, lineterminator="\n", quoting=csv_format.QUOTE_NONNUMERIC)
     for _, row in select(comparison, show):

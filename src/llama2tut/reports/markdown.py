@@ -12,7 +12,7 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
     cells = [[_escape(text or "") for text in (row.prompt, row.reference, *row.answers)]
              for _, row in select(comparison, show)]
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)), ""]
-    lines += [_markdown_table([["prompt", "reference", *comparison.columns], *cells]), "", score_table(comparison), ""]
+    lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
     return "\n".join([*lines, *(f"- {text}" for text in verdicts(comparison))]).rstrip() + "\n"
 
 

@@ -36,7 +36,7 @@ def page(comparison: Comparison) -> str:
         hints.append(f"Better, same and worse: {metric.label} of this answer against the base model's.")
     if metric and metric.hint:
         hints.append(metric.hint)
-    if len(comparison.adapters) > 1:
+    if len(comparison.tuned) > 1:
         hints.append("Filters, recipe and loss are of the first adapter.")
     fills = {
         "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
@@ -63,7 +63,7 @@ def _escape(text: str) -> str:
 
 def _panels(comparison: Comparison) -> Iterator[str]:
     """One panel a score, with a bar a column and its 95 % interval on it; lengths and speeds have no better side."""
-    metric, columns = comparison.metric, list(zip(comparison.columns, comparison.scores, strict=False))
+    metric, columns = comparison.metric, list(zip(comparison.names, comparison.scores, strict=False))
     for key, label in metric.labels.items() if metric else ():
         assert metric is not None
         ends = [scores.intervals[key] for _, scores in columns]
@@ -75,7 +75,7 @@ def _panels(comparison: Comparison) -> Iterator[str]:
     words = {name: f"{scores.means['words']:.1f} words, " for name, scores in columns if "words" in scores.means}
     yield f'<div class="panel"><h3>{"length and " if words else ""}speed of answers</h3>' + "".join(
         f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed:,.1f} tokens/s</small></div>'
-        for name, speed in zip(comparison.columns, comparison.tokens_per_second, strict=True)) + "</div>"
+        for name, speed in zip(comparison.names, comparison.tokens_per_second, strict=True)) + "</div>"
 
 
 def _bar(name: str, mean: str, bounds: str, ends: Sequence[float]) -> str:
@@ -94,14 +94,15 @@ def _rows(comparison: Comparison) -> Iterator[str]:
     head = _shared(prompts).rpartition("\n")[0]
     tail = _shared({text[len(head):][::-1] for text in prompts})[::-1].partition("\n")[2]
     for n, row in enumerate(comparison.rows, 1):
-        kinds = ["all", *filter(None, [comparison.outcome(row), "changed" if row.changed else None])]
+        changed = "changed" if comparison.changed(row) else None
+        kinds = ["all", *filter(None, [comparison.outcome(row, comparison.tuned[0]), changed])]
         middle = row.prompt[len(head):len(row.prompt) - len(tail)]
         prompt = "".join(f'<span class="frame">{_escape(part)}</span>' if at != 1 else _escape(part)
                          for at, part in enumerate((head, middle, tail.rstrip())) if part)
         cells = [_cell("prompt", "", prompt, row.prompt, n)]
         if row.reference is not None:
             cells.append(_cell("reference", "", _escape(row.reference), row.reference, n))
-        for at, name in enumerate(comparison.columns):
+        for at, name in enumerate(comparison.names):
             did, kind = grade(comparison, row, at)
             badge = f'<span class="{kind}">{did}</span>' if did else ""
             cells.append(_cell(name, badge, _marked(comparison, row, at), row.answers[at], n))

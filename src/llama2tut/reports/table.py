@@ -26,15 +26,15 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
         ascii: draw and write with ASCII only.
     """
     width, rows = max(width, 20), select(comparison, show)
-    names = [name for name in ("prompt", "reference", *comparison.columns)
+    names = [name for name in ("prompt", "reference", *comparison.names)
              if name != "reference" or any(row.reference is not None for row in comparison.rows)]
     cells = [(n, [_cell(comparison, row, name, ascii) for name in names]) for n, row in rows]
     fits = width - 3 * len(names) - 1 >= _NARROWEST_COLUMN * len(names)
-    *columns, (_, made) = facts(comparison)
+    *about, (_, made) = facts(comparison)
     note = "; ".join(filter(None, (f"{len(rows)} of {len(comparison.rows)} rows shown",
                                    "in brackets 95 % bootstrap intervals" if comparison.metric else "", made)))
-    lines: list[Line] = [[(line, "")] for name, text in columns
-                         for line in _wrap(f"{name:{len(comparison.columns[-1])}}  {visible(text, ascii)}", width)]
+    lines: list[Line] = [[(line, "")] for name, text in about
+                         for line in _wrap(f"{name:{max(map(len, comparison.names))}}  {visible(text, ascii)}", width)]
     if show != "0":
         drawn = (_boxed if fits else _stacked)(names, cells, width) if rows else [[(f"no row is {show}", "")]]
         lines += [[], *drawn]
@@ -55,7 +55,7 @@ def _wrap(text: str, room: int) -> list[str]:
 def _cell(comparison: Comparison, row: ComparedRow, name: str, ascii: bool) -> Cell:
     if name in ("prompt", "reference"):
         return visible((row.prompt if name == "prompt" else row.reference) or "", ascii).rstrip(), "", ""
-    at = comparison.columns.index(name)
+    at = comparison.names.index(name)
     return visible(row.answers[at], ascii).strip() or "(empty)", *grade(comparison, row, at)
 
 

@@ -38,10 +38,10 @@ def select(comparison: Comparison, show: str) -> list[tuple[int, ComparedRow]]:
     if show == "all":
         return numbered
     if show == "changed":
-        return [(n, row) for n, row in numbered if row.changed]
+        return [(n, row) for n, row in numbered if comparison.changed(row)]
     if show.isdigit():
         return numbered[:int(show)]
-    return [(n, row) for n, row in numbered if comparison.outcome(row) == show]
+    return [(n, row) for n, row in numbered if comparison.outcome(row, comparison.tuned[0]) == show]
 
 
 def visible(text: str, ascii: bool = False) -> str:
@@ -76,9 +76,9 @@ def interval(metric: Metric, bounds: tuple[float, float], sign: str = "") -> str
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence an adapter about its difference to the base model."""
+    """One sentence a further column about its difference to the base model."""
     metric, said = comparison.metric, []
-    for column, it in zip(comparison.columns[1:], comparison.differences, strict=False):
+    for column, it in zip(comparison.names[1:], comparison.differences, strict=False):
         assert metric is not None
         points = f"{metric.label} {100 * it.mean / metric.top:+.1f} points"
         gain = "better" if it.interval[0] > 0 else "worse" if it.interval[1] < 0 else "no difference"
@@ -102,7 +102,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     made = ", ".join(f"{key} {value}" for key, value in comparison.settings.items()
                       if value is not None and not isinstance(value, (dict, list, tuple)))
     return [("task", comparison.task or "prompts from a file"),
-            *zip(comparison.columns, (comparison.model, *comparison.adapters), strict=True), ("answers", made)]
+            *((column.name, column.source) for column in comparison.columns), ("answers", made)]
 
 
 def score_rows(comparison: Comparison, joint: str = " ") -> list[list[str]]:
@@ -110,7 +110,7 @@ def score_rows(comparison: Comparison, joint: str = " ") -> list[list[str]]:
     keys = list(comparison.scores[0].means) if comparison.scores else []
     metric = comparison.metric
     rows = [["", *(label(metric, key) for key in keys if metric), "rows", "tokens/s"]]
-    for column, scores, speed in zip_longest(comparison.columns, comparison.scores, comparison.tokens_per_second):
+    for column, scores, speed in zip_longest(comparison.names, comparison.scores, comparison.tokens_per_second):
         cells = []
         if metric:
             bounds = {key: f"{joint}({interval(metric, ends)})" for key, ends in scores.intervals.items()}
