@@ -27,7 +27,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize(("text", "shown"), [
-    ("plain\ttab\nnewline", "plain\ttab\nnewline"),
+    ("plain\ttab\nnewline", "plain   tab\nnewline"),
     ("äöü 数据 😀", "äöü 数据 😀"),
     ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
     ("\x9b2J", "\\x9b2J"),
@@ -35,6 +35,7 @@ class Broken(io.StringIO):
     ("\u202egnp.exe", "\\u202egnp.exe"),
     ("\u2028", "\\u2028"),
     ("\udcff", "\\udcff"),
+    ("👨\u200d👩\u200d👧 می\u200cخواهم", "👨\u200d👩\u200d👧 می\u200cخواهم"),
 ])
 def test_nothing_can_steer_a_terminal(text, shown):
     assert visible(text) == shown

@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, TextIO
+from unicodedata import category
 
 from llama2tut.errors import MachineError
 
@@ -17,6 +19,14 @@ def _as_json(error: Any) -> tuple[str, int]:
 
 
 codecs.register_error("json", _as_json)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command returns: `text` for stdout and the exit code."""
+
+    text: str = ""
+    exit_code: int = 0
 
 
 class Console:
@@ -93,9 +103,12 @@ class Console:
 
 
 def visible(text: str) -> str:
-    """Control characters spelled out (`\\x1b`), so that no text can steer a terminal; tab and newline stay."""
-    return "".join(char if char in "\t\n" or char.isprintable() else char.encode("unicode_escape").decode()
-                   for char in text)
+    """Text with everything that could steer a terminal or hide spelled out (`\\x1b`, `\\u202e`).
+
+    Newlines stay, and so do the joiners inside emoji and some scripts; tabs become spaces.
+    """
+    return "".join(char if char in "\n\u200c\u200d" or category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+                   else char.encode("unicode_escape").decode() for char in text.replace("\r\n", "\n").expandtabs(4))
 
 
 def clock(seconds: float) -> str:

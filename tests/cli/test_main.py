@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,12 @@ import pytest
 from llama2tut import __version__
 from llama2tut.cli import main as cli
 from llama2tut.config.requests import COMMANDS, FinetuneRequest, InferRequest
+from llama2tut.console import Result
 from llama2tut.errors import DataError, Interrupted, UsageError
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "llama_recipes", "llama_cookbook", "bitsandbytes", "accelerate",
          "numpy", "pandas", "matplotlib", "pyarrow")
 SOURCE = Path(__file__).parents[2] / "src"
-
-
-@dataclass(frozen=True)
-class Result:
-    text: str = "done\n"
-    exit_code: int = 0
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def ran(monkeypatch) -> list:
 
     def run(request, console):
         requests.append(request)
-        return Result()
+        return Result("done\n")
 
     monkeypatch.setattr(cli, "run", run)
     return requests

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from test_comparison import arithmetic, dialogues, prompts
-from wcwidth import wcswidth
 
+from llama2tut.console import visible
 from llama2tut.errors import UsageError
 from llama2tut.reports import exports, markdown, table, wording
 from llama2tut.tasks.metrics import METRICS
@@ -35,15 +36,15 @@ task       arithmetic
 base       smollm2-135m
 finetuned  outputs/finetuned
 
-┌───────────────────────────────────┬───────────┬──────────────┬───────────────┐
-│ prompt                            │ reference │ base         │ finetuned     │
-├─ 1 ───────────────────────────────┼───────────┼──────────────┼───────────────┤
-│ Calculate the following           │ -40       │ 19 - 59 = 40 │ 19 - 59 = -40 │
-│ expression:                       │           │ ✗ wrong      │ ✓ right       │
-│ What is 19-59?                    │           │              │               │
-│ ---                               │           │              │               │
-│ Answer:                           │           │              │               │
-└───────────────────────────────────┴───────────┴──────────────┴───────────────┘
+┌───┬───────────────────────────────┬───────────┬──────────────┬───────────────┐
+│   │ prompt                        │ reference │ base         │ finetuned     │
+├───┼───────────────────────────────┼───────────┼──────────────┼───────────────┤
+│ 1 │ Calculate the following       │ -40       │ 19 - 59 = 40 │ 19 - 59 = -40 │
+│   │ expression:                   │           │ ✗ wrong      │ ✓ right       │
+│   │ What is 19-59?                │           │              │               │
+│   │ ---                           │           │              │               │
+│   │ Answer:                       │           │              │               │
+└───┴───────────────────────────────┴───────────┴──────────────┴───────────────┘
 
                      exact match  rows  tokens/s
 base       33.3 % (0.0 to 100.0)     3   1,234.5
@@ -59,7 +60,7 @@ max_new_tokens 24, path data
 def test_a_narrow_terminal_gets_one_field_under_the_other():
     text = table.table(dialogues(2), show="1", width=40)
     assert """
-── 1 ───────────────────────────────────
+── 1 ──
 prompt
   Summarize this dialog:
   Ana: Lunch? 🍜
@@ -68,12 +69,17 @@ prompt
     assert "base\n  ROUGE-1 75.0 (50.0 to 100.0)\n" in text
 
 
-def test_wide_characters_are_aligned():
-    lines = table.table(dialogues(), show="all", width=90).splitlines()
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_wide_characters_and_long_answers_are_aligned(width):
+    comparison = with_texts(dialogues(), "小红：火锅吧，老地方，七点见 👨\u200d👩\u200d👧",
+                            " ".join(f"word{n}" for n in range(300)))
+    lines = table.table(comparison, show="all", width=width).splitlines()
+    assert max(map(cell_len, lines)) <= width
     boxed = [line for line in lines if line[:1] in "┌│├└" and line]
-    assert len(boxed) > 8
-    assert {wcswidth(line) for line in boxed} == {wcswidth(boxed[0])}
-    assert any("老地方，七点见 👨\u200d👩\u200d👧" in line for line in boxed)
+    assert bool(boxed) == (width >= 80)
+    assert len(set(map(cell_len, boxed))) <= 1
+    assert any("👨\u200d👩\u200d👧" in line for line in lines)
+    assert any(re.search(r"… \(\d+ more", line) for line in lines)
 
 
 @settings(max_examples=150, deadline=None)
@@ -81,10 +87,15 @@ def test_wide_characters_are_aligned():
 def test_no_text_breaks_the_table(text, width, tuned, ascii):
     drawn = table.table(with_texts(arithmetic(tuned), text), width=width, ascii=ascii)
     for line in drawn.split("\n"):
-        assert 0 <= wcswidth(line) <= width
+        assert cell_len(line) <= width
         assert line.isascii() or not ascii
-    boxed = [wcswidth(line) for line in drawn.split("\n") if line[:1] == ("|" if ascii else "│")]
+    boxed = [cell_len(line) for line in drawn.split("\n") if line[:1] == ("|" if ascii else "│")]
     assert len(set(boxed)) <= 1
+
+
+def test_marks_of_rich_are_plain_text():
+    text = table.table(with_texts(arithmetic(), "[red]x[/red] :smile: [link=file:///]y[/link]"), width=300, color=True)
+    assert "[red]x[/red] :smile: [link=file:///]y[/link]" in text
 
 
 def test_long_cells_are_cut_and_say_by_how_much():
@@ -102,8 +113,8 @@ def test_terminal_escapes_are_spelled_out():
 
 def test_colour_adds_nothing_but_colour():
     plain, colored = (table.table(dialogues(), width=120, color=color) for color in (False, True))
-    assert "\x1b[32mROUGE-L 72.7, better\x1b[0m" in colored
-    assert "\x1b[31mROUGE-L 44.4, worse\x1b[0m" in colored
+    assert re.search(r"\x1b\[32mROUGE-L 72.7, better *\x1b\[0m", colored)
+    assert re.search(r"\x1b\[31mROUGE-L 44.4, worse *\x1b\[0m", colored)
     assert [line.rstrip() for line in re.sub(r"\x1b\[\d+m", "", colored).split("\n")] == plain.split("\n")
 
 
@@ -166,7 +177,7 @@ def test_no_cell_becomes_markup(text):
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`~\[\]$]", row)
     assert "<" not in row.replace("<br>", "")
     shown = html.unescape(re.sub(r"\\(.)", r"\1", cells[0].strip()).replace("<br>", "\n"))
-    assert shown == wording.visible(text).rstrip()
+    assert shown == visible(text).rstrip()
 
 
 def test_csv_gives_back_every_cell():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wcwidth import wcswidth
+from rich.cells import cell_len
 
 import llama2tut.datasets as hooks
 from llama2tut.config.requests import InferRequest
@@ -181,14 +181,14 @@ def test_dialogues_in_the_table_keep_their_lines_and_stay_aligned(columns, tuned
     done = run_cli("compare", "--adapter", tuned, "--max-new-tokens", 4)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert all(wcswidth(line) <= columns for line in lines)
+    assert all(cell_len(line) <= columns for line in lines)
     table = [line for line in lines if line and line[0] in "┌├│└"]
-    assert {wcswidth(line) for line in table} == {wcswidth(table[0])}
-    prompts = [line.split("│")[1].strip() for line in table if line[0] == "│"]
+    assert {cell_len(line) for line in table} == {cell_len(table[0])}
+    prompts = [line.split("│")[2].strip() for line in table if line[0] == "│"]
     assert prompts[0] == "prompt"
     for turn in ("Summarize this dialog:", "健: いいね!🎬 何時?", "José: sí 👨‍👩‍👧 con los niños",
                  "민준: 응 <file_photo>", r"한나: \x1b[31mred\x1b[0m", "---", "Summary:"):
-        assert turn in prompts
+        assert turn in (prompts if columns == 200 else " ".join(prompts))
     assert "\x1b" not in done.out
     words = " ".join(done.out.split())
     for said in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "words", "4 of 4 rows shown", "finetuned against base"):

@@ -13,28 +13,18 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from llama2tut import __version__
 from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
-from llama2tut.console import Console
+from llama2tut.console import Console, Result
 from llama2tut.errors import Interrupted, UsageError, UserError
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
 # Loggers whose warnings tell of what libraries do among themselves: other vendors' kernels, old names, casts.
 _CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes",
            "bitsandbytes.autograd._functions")
-
-
-class Result(Protocol):
-    """What a command returns: `text` for stdout and the exit code."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def exit_code(self) -> int: ...
 
 
 def main(argv: Sequence[str]) -> int:

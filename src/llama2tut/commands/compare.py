@@ -4,13 +4,13 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llama2tut.config.requests import CompareRequest
-from llama2tut.config.runs import package_versions, read_metrics
-from llama2tut.console import Console, visible
+from llama2tut.config.runs import package_versions
+from llama2tut.console import Console, Result, visible
 from llama2tut.errors import Faults, MachineError
 from llama2tut.files import write_whole, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
@@ -20,17 +20,10 @@ from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
 
-
-@dataclass(frozen=True)
-class CompareResult:
-    """A comparison in the form that was asked for, and whether it passed its gates."""
-
-    comparison: Comparison
-    text: str
-    exit_code: int = 0
+_LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
 
 
-def run(request: CompareRequest, console: Console) -> CompareResult:
+def run(request: CompareRequest, console: Console) -> Result:
     """Compare, render, and check the gates.
 
     Raises:
@@ -76,7 +69,7 @@ def run(request: CompareRequest, console: Console) -> CompareResult:
             card_scores(adapters, comparison)
         except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
             console.warn(str(error))
-    return CompareResult(comparison, shown, 3 if _gates(comparison, request, console) else 0)
+    return Result(shown, 3 if _gates(comparison, request, console) else 0)
 
 
 def compare(config: InferenceConfig, request: CompareRequest, console: Console) -> Comparison:
@@ -117,7 +110,17 @@ def compare(config: InferenceConfig, request: CompareRequest, console: Console) 
     first = config.adapters[0]
     return Comparison(task=config.task.name if config.task else None, columns=_columns(config), rows=rows,
                       scores=scores, differences=differences, tokens_per_second=tuple(rates), settings=settings,
-                      recipe=first.request, metrics=tuple(read_metrics(first.path)))
+                      recipe=first.request, picture=_picture(first.path))
+
+
+def _picture(adapter: Path) -> bytes:
+    """The picture that the adapter's run has drawn of its losses; nothing where there is none."""
+    try:
+        with (adapter / "loss.png").open("rb") as file:
+            picture = file.read(_LARGEST_PICTURE + 1)
+    except OSError:
+        return b""
+    return picture if picture.startswith(b"\x89PNG") and len(picture) <= _LARGEST_PICTURE else b""
 
 
 def _columns(config: InferenceConfig) -> tuple[Column, ...]:

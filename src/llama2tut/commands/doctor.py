@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2tut.commands import checks
 from llama2tut.commands.checks import Check, check
 from llama2tut.config.requests import DoctorRequest
-from llama2tut.console import Console, visible
+from llama2tut.console import Console, Result, visible
 from llama2tut.models.device import gpu_present
 
 _PATIENCE = 30  # seconds; torch's first import from a cold disk has taken 20
@@ -21,15 +20,7 @@ _DRIVER = "sudo apt-get install nvidia-driver-580, then restart"  # the oldest t
 _TORCH = "pip install --force-reinstall torch==2.13.0"
 
 
-@dataclass(frozen=True)
-class DoctorResult:
-    """The findings as text, one line each with its mend below it, or as one JSON object."""
-
-    text: str
-    exit_code: int
-
-
-def run(request: DoctorRequest, console: Console) -> DoctorResult:
+def run(request: DoctorRequest, console: Console) -> Result:
     """Look at everything. A look that fails is a finding, too."""
     gpu = gpu_present()
     # Torch takes most of the time; the other checks run beside it.
@@ -50,7 +41,7 @@ def run(request: DoctorRequest, console: Console) -> DoctorResult:
     else:
         text = "\n".join(f"{item.status:9}{item.name:14}{visible(item.detail)}"
                          + (f"\n{'':23}mend: {item.mend}" if item.mend else "") for item in found)
-    return DoctorResult(f"{text}\n", 2 if problems else 0)
+    return Result(f"{text}\n", 2 if problems else 0)
 
 
 def _guarded(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:

@@ -6,13 +6,12 @@ import fcntl
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
-from llama2tut.console import Console
+from llama2tut.console import Console, Result
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
@@ -29,16 +28,8 @@ _WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.p
             "upstream.log")  # beside configuration, tokenizer and checkpoints
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A finished run, or what a dry run found."""
-
-    text: str
-    exit_code: int = 0
-
-
 @reading_once()
-def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
+def run(request: FinetuneRequest, console: Console) -> Result:
     """Fine-tune, or with --dry-run show what would be done.
 
     Raises:
@@ -70,7 +61,7 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
     assert base_model is not None
     if finished:
         console.note(f"{folder} holds a finished run; there is nothing left to do")
-        return FinetuneResult(_next_steps(request))
+        return Result(_next_steps(request))
     if not on_gpu and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*base_model.notes, *(rows.notes if rows else ())):
@@ -80,12 +71,12 @@ def run(request: FinetuneRequest, console: Console) -> FinetuneResult:
 
     config = resolve_run(request, base_model, rows, console)
     if request.dry_run:
-        return FinetuneResult(dry_run(config, base_model, task, rows))
+        return Result(dry_run(config, base_model, task, rows))
     return _train(config, base_model, task, rows, console)
 
 
 def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None,
-           console: Console) -> FinetuneResult:
+           console: Console) -> Result:
     import torch
 
     from llama2tut.models.loading import load_tokenizer
@@ -127,7 +118,7 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
             raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
                                "changes gradient checkpointing alone, else --force") from None
         write_report(config, run, console)
-    return FinetuneResult(_next_steps(config.request))
+    return Result(_next_steps(config.request))
 
 
 def _next_steps(request: FinetuneRequest) -> str:

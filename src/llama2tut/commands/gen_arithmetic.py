@@ -3,15 +3,13 @@
 import csv
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama2tut import resources
 from llama2tut.config.requests import GenArithmeticRequest, Op
-from llama2tut.console import Console
+from llama2tut.console import Console, Result
 from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.tasks import arithmetic
 from llama2tut.tasks.task import ARITHMETIC
@@ -19,30 +17,7 @@ from llama2tut.tasks.task import ARITHMETIC
 TEMPLATES = "data/prompts/arithmetic_templates.txt"
 
 
-@dataclass(frozen=True)
-class GenArithmeticResult:
-    """What was written.
-
-    Attributes:
-        output_dir: the folder.
-        counts: rows by split: train, validation, test.
-        files: the csv files, in the same order.
-    """
-
-    output_dir: Path
-    counts: Mapping[str, int]
-    files: tuple[Path, ...]
-    exit_code: int = 0
-
-    @property
-    def text(self) -> str:
-        """The files with their rows, and what to type next."""
-        lines = [f"{path}  {count:,} rows" for path, count in zip(self.files, self.counts.values(), strict=True)]
-        data = "" if str(self.output_dir) == ARITHMETIC.default_data else f" --data {shlex.quote(str(self.output_dir))}"
-        return "\n".join([*lines, f"next: llama2tut finetune --task arithmetic{data}"]) + "\n"
-
-
-def run(request: GenArithmeticRequest, console: Console) -> GenArithmeticResult:
+def run(request: GenArithmeticRequest, console: Console) -> Result:
     """Write `arithmetic_{train,validation,test}.csv`.
 
     A split of 0 rows becomes a file with the header alone (`datasets.load_dataset` refuses a split without rows:
@@ -87,7 +62,10 @@ def run(request: GenArithmeticRequest, console: Console) -> GenArithmeticResult:
             f"--output-dir {request.output_dir}: could not write there ({reason}): free some space, "
             "or give a folder that you may write to"
         ) from error
-    return GenArithmeticResult(request.output_dir, counts, tuple(files.values()))
+    folder = str(request.output_dir)
+    data = "" if folder == ARITHMETIC.default_data else f" --data {shlex.quote(folder)}"
+    written = "".join(f"{path}  {counts[split]:,} rows\n" for split, path in files.items())
+    return Result(f"{written}next: llama2tut finetune --task arithmetic{data}\n")
 
 
 def _faults(request: GenArithmeticRequest, ops: tuple[Op, ...], files: tuple[Path, ...]) -> list[str]:

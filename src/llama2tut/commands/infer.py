@@ -4,12 +4,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2tut.config.requests import InferRequest
-from llama2tut.console import Console, visible
+from llama2tut.console import Console, Result, visible
 from llama2tut.errors import DataError, UsageError
 from llama2tut.files import append_line, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
@@ -17,15 +16,7 @@ from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts
 _AGAIN = "run the same command again: it goes on"
 
 
-@dataclass(frozen=True)
-class InferResult:
-    """What is left to print once everything has been streamed or written."""
-
-    text: str = ""
-    exit_code: int = 0
-
-
-def run(request: InferRequest, console: Console) -> InferResult:
+def run(request: InferRequest, console: Console) -> Result:
     """Answer, and write each answer as soon as it is there.
 
     Raises:
@@ -42,7 +33,7 @@ def run(request: InferRequest, console: Console) -> InferResult:
     done = _rows_done(request.output, config, settings) if request.output else 0
     if done == len(config.prompts):
         console.note(f"{request.output} has all answers; there is nothing left to do")
-        return InferResult(f"{request.output}\n")
+        return Result(f"{request.output}\n")
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
     from llama2tut.models.loading import load_tokenizer
@@ -57,17 +48,17 @@ def run(request: InferRequest, console: Console) -> InferResult:
     if len(ids) == 1 and prompts is not None and not request.output:
         for piece in generator.stream(ids[0], adapter=adapter, sampling=sampling):
             console.write(visible(piece) if console.out.isatty() else piece)
-        return InferResult("\n")
+        return Result("\n")
     answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
                                      first_row=done)
     if request.output:
         records = (record | {"settings": settings} for record in _records(config, answers, done))
         _append(request.output, records, len(ids), done, console)
-        return InferResult(f"{request.output}\n")
+        return Result(f"{request.output}\n")
     for record in _records(config, answers, done):
         line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
         console.write(visible(line) if console.out.isatty() else line)
-    return InferResult()
+    return Result()
 
 
 def _prompts(request: InferRequest) -> list[str] | None:

@@ -5,12 +5,11 @@ import json
 import os
 import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2tut.config.requests import MergeRequest
-from llama2tut.console import Console
+from llama2tut.console import Console, Result
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers
 from llama2tut.models.adapters import check_fit, read_adapter
@@ -24,15 +23,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spe
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
 
 
-@dataclass(frozen=True)
-class MergeResult:
-    """Where the model is, and how to go on."""
-
-    text: str
-    exit_code: int = 0
-
-
-def run(request: MergeRequest, console: Console) -> MergeResult:
+def run(request: MergeRequest, console: Console) -> Result:
     """Add the adapter to unquantised base weights, on the CPU, and write them with tokenizer and generation settings.
 
     Raises:
@@ -64,7 +55,7 @@ def run(request: MergeRequest, console: Console) -> MergeResult:
                            "give a folder that you may write to") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return MergeResult(f'{request.output_dir}\nnext: llama2tut infer --model {shlex.quote(str(request.output_dir))} '
+    return Result(f'{request.output_dir}\nnext: llama2tut infer --model {shlex.quote(str(request.output_dir))} '
                        '--prompt "…"\n')
 
 

@@ -54,7 +54,7 @@ class Comparison:
         tokens_per_second: new tokens a second in each column.
         settings: how the answers were made: split, data, quantization, precision, versions, ….
         recipe: how the first adapter was trained; may be empty.
-        metrics: that run's `metrics.jsonl`, an object a line; may be empty.
+        picture: that run's loss.png; may be empty.
     """
 
     task: str | None
@@ -65,7 +65,7 @@ class Comparison:
     tokens_per_second: tuple[float, ...]
     settings: Mapping[str, Any]
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: tuple[Mapping[str, Any], ...] = ()
+    picture: bytes = b""
 
     @property
     def names(self) -> tuple[str, ...]:

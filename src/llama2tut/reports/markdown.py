@@ -3,8 +3,9 @@
 import html
 import re
 
+from llama2tut.console import visible
 from llama2tut.reports.comparison import Comparison
-from llama2tut.reports.wording import facts, score_rows, select, verdicts, visible
+from llama2tut.reports.wording import facts, score_rows, select, verdicts
 
 
 def markdown(comparison: Comparison, show: str = "8") -> str:

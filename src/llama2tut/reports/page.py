@@ -7,18 +7,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby, pairwise, takewhile
-from math import isfinite
 from typing import Any
 
 from llama2tut import __version__
+from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
-from llama2tut.reports.wording import facts, grade, interval, number, select, verdicts, visible
+from llama2tut.reports.wording import facts, grade, interval, number, select, verdicts
 from llama2tut.resources import shipped
 
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
 _WORD = re.compile(r"-?\d|\w")
-_POINTS = 400  # on the loss curve: more than a screen tells apart
 
 
 def page(comparison: Comparison) -> str:
@@ -150,8 +149,10 @@ def _marked(comparison: Comparison, row: ComparedRow, at: int) -> str:
 
 
 def _run(comparison: Comparison) -> str:
-    """The loss curve, the recipe, and how the answers were made."""
-    panels = [_curve(comparison.metrics)]
+    """The picture of the losses, the recipe, and how the answers were made."""
+    picture = base64.b64encode(comparison.picture).decode()
+    panels = [f'<figure class="panel"><figcaption>Loss</figcaption><img src="data:image/png;base64,{picture}" '
+              'alt="training and validation loss over the steps of the run"></figure>' if picture else ""]
     for title, values in (("Recipe", comparison.recipe), ("Answers", comparison.settings)):
         pairs = "".join(f"<div><dt>{_escape(key)}</dt><dd>{_escape(text)}</dd></div>" for key, text in _flat(values))
         panels.append(f'<div class="panel"><h3>{title}</h3><dl class="facts">{pairs}</dl></div>' if pairs else "")
@@ -165,33 +166,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         elif value is not None:
             items = value if isinstance(value, (list, tuple)) else [value]
             yield f"{prefix}{key}", ", ".join(map(str, items))
-
-
-def _curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Training and validation loss over optimizer steps, as a picture that stretches with the page."""
-    train, valid = (
-        [(float(entry["step"]), float(entry[key])) for entry in metrics
-         if isinstance(entry.get(key), (int, float)) and isfinite(entry[key]) and "step" in entry]
-        for key in ("loss", "eval_loss"))
-    if len(train) + len(valid) < 2:
-        return ""
-    size = -(-len(train) // _POINTS) or 1
-    train = [(train[min(i + size, len(train)) - 1][0], sum(y for _, y in train[i:i + size]) / len(train[i:i + size]))
-             for i in range(0, len(train), size)]
-    steps, losses = zip(*train, *valid, strict=True)
-    left, right, top = min(steps), max(steps), max(losses)
-
-    def path(points: list[tuple[float, float]], join: str) -> str:
-        return "".join(f"{join if i else 'M'}{100 * (x - left) / (right - left or 1):.2f} {100 - 100 * y / top:.2f}"
-                       + ("h0" if join == "M" else "") for i, (x, y) in enumerate(points))
-
-    told = "; ".join(f"{name} loss from {points[0][1]:.3g} to {points[-1][1]:.3g}"
-                     for name, points in (("training", train), ("validation", valid)) if points)
-    x_axis, y_axis = ("".join(f"<span>{text}</span>" for text in texts) for texts in (
-        (f"step {left:.0f}", f"{(left + right) / 2:.0f}", f"{right:.0f}"), (f"{top:.3g}", f"{top / 2:.3g}", "0")))
-    return (f'<figure class="panel"><figcaption>Loss<span>training</span><span class="valid">validation</span>'
-            f'</figcaption><div class="plot"><div class="axis y">{y_axis}</div>'
-            f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{told}">'
-            f'<path class="grid" d="M0 0H100M0 50H100M0 100H100"/><path class="train" d="{path(train, "L")}"/>'
-            f'<path class="eval" d="{path(valid, "L")}"/><path class="dots" d="{path(valid, "M")}"/></svg>'
-            f'<div class="axis x">{x_axis}</div></div></figure>')

@@ -1,19 +1,24 @@
-"""A comparison as a table for the terminal, as markdown, csv and json; pure, and nothing in a cell can do anything."""
+"""A comparison as a table for the terminal, drawn by rich; nothing in a cell can do anything."""
 
-from itertools import zip_longest
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from wcwidth import width as cell_width
-from wcwidth import wrap
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console as Terminal
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
+from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.reports.wording import facts, grade, score_rows, select, verdicts, visible
+from llama2tut.reports.wording import facts, grade, score_rows, select, verdicts
 
 _CELL_LINES = 12
 _NARROWEST_COLUMN = 11
-_STYLES = {"bold": "1", "dim": "2", "same": "2", "wrong": "31", "worse": "31", "right": "32", "better": "32"}
-Part = tuple[str, str]  # text, the name of its style
-Line = list[Part]
-Cell = tuple[str, str, str]  # text, how it did, the style to say that in
+_STYLES = {"right": "green", "better": "green", "wrong": "red", "worse": "red", "same": "dim", "dim": "dim", "": ""}
 
 
 def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bool = False, ascii: bool = False) -> str:
@@ -25,99 +30,101 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
         color: mark headings, right and wrong with terminal colours.
         ascii: draw and write with ASCII only.
     """
-    width, rows = max(width, 20), select(comparison, show)
+    rows = select(comparison, show)
     names = [name for name in ("prompt", "reference", *comparison.names)
              if name != "reference" or any(row.reference is not None for row in comparison.rows)]
-    cells = [(n, [_cell(comparison, row, name, ascii) for name in names]) for n, row in rows]
-    fits = width - 3 * len(names) - 1 >= _NARROWEST_COLUMN * len(names)
+    terminal = Terminal(width=max(width, 20), force_terminal=color, no_color=not color,
+                        color_system="standard" if color else None, markup=False, highlight=False, emoji=False,
+                        legacy_windows=False)
     *about, (_, made) = facts(comparison)
     note = "; ".join(filter(None, (f"{len(rows)} of {len(comparison.rows)} rows shown",
                                    "in brackets 95 % bootstrap intervals" if comparison.metric else "", made)))
-    lines: list[Line] = [[(line, "")] for name, text in about
-                         for line in _wrap(f"{name:{max(map(len, comparison.names))}}  {visible(text, ascii)}", width)]
-    if show != "0":
-        drawn = (_boxed if fits else _stacked)(names, cells, width) if rows else [[(f"no row is {show}", "")]]
-        lines += [[], *drawn]
-    lines += [[], *_scores(comparison, width), []]
-    lines += [[(line, "bold")] for text in verdicts(comparison) for line in _wrap(text, width)]
-    lines += [[(line, "dim")] for line in _wrap(visible(note, ascii), width)]
-    text = "".join("".join(f"\x1b[{_STYLES[style]}m{part}\x1b[0m" if color and style else part for part, style in line)
-                   .rstrip() + "\n" for line in lines)
-    return text.translate(str.maketrans("┌┬┐├┼┤└┴┘─│✓✗…", "+++++++++-|+x~")) if ascii else text
+    head = Table.grid(padding=(0, 2))
+    for name, text in about:
+        head.add_row(name, _text(text, ascii))
+    parts: list[RenderableType] = [head, ""]
+    if not rows and show != "0":
+        parts += [f"no row is {show}", ""]
+    elif rows:
+        fits = terminal.width - 3 * len(names) - 7 >= _NARROWEST_COLUMN * len(names)
+        parts += [(_boxed if fits else _stacked)(comparison, rows, names, ascii), ""]
+    parts += [_scores(comparison, terminal), "", *(Text(text, "bold") for text in verdicts(comparison)),
+              _text(note, ascii, "dim")]
+    with terminal.capture() as drawn:
+        terminal.print(Group(*parts))
+    text = "".join(f"{line.rstrip()}\n" for line in drawn.get().split("\n")[:-1])
+    return text.translate(str.maketrans("─✓✗…", "-+x~")) if ascii else text
 
 
-def _wrap(text: str, room: int) -> list[str]:
-    """Lines of at most `room` cells, broken at words where there are any; newlines stay."""
-    return [part for line in text.split("\n")
-            for part in wrap(line, room, break_on_hyphens=False, propagate_sgr=False) or [""]]
+def _text(text: str, ascii: bool, style: str = "") -> Text:
+    """Text as it is, for rich has a markup of its own; what is too long for its line is broken anywhere."""
+    shown = visible(text)
+    return Text(shown.encode("ascii", "backslashreplace").decode() if ascii else shown, style, overflow="fold")
 
 
-def _cell(comparison: Comparison, row: ComparedRow, name: str, ascii: bool) -> Cell:
-    if name in ("prompt", "reference"):
-        return visible((row.prompt if name == "prompt" else row.reference) or "", ascii).rstrip(), "", ""
-    at = comparison.names.index(name)
-    return visible(row.answers[at], ascii).strip() or "(empty)", *grade(comparison, row, at)
+@dataclass(frozen=True)
+class _Cell:
+    """A prompt, reference or answer: so many lines of it, how many more there are, and how it did."""
+
+    text: Text
+    mark: Text
+
+    def __rich_console__(self, console: Terminal, options: ConsoleOptions) -> RenderResult:
+        lines = self.text.wrap(console, options.max_width)
+        yield from lines[:_CELL_LINES - (len(lines) > _CELL_LINES)]
+        if len(lines) > _CELL_LINES:
+            yield Text(f"… ({len(lines) - _CELL_LINES + 1} more lines)", "dim")
+        if self.mark:
+            yield self.mark
+
+    def __rich_measure__(self, console: Terminal, options: ConsoleOptions) -> Measurement:
+        widths = [cell_len(line) for part in (self.text, self.mark) for line in part.plain.split("\n")]
+        return Measurement(min(_NARROWEST_COLUMN, *widths), max(widths)).with_maximum(options.max_width)
 
 
-def _boxed(names: list[str], rows: list[tuple[int, list[Cell]]], width: int) -> list[Line]:
-    """Columns side by side, as wide as their text, or as their share of it where that is too much."""
-    texts = [[[cell_width(line) for part in cells[at][:2] for line in part.split("\n")] for _, cells in rows]
-             for at in range(len(names))]
-    full = [max(len(name), *map(max, column)) for name, column in zip(names, texts, strict=True)]
-    area = [sum(map(sum, column)) for column in texts]
-    widths = [min(most, _NARROWEST_COLUMN) for most in full]
-    while widths != full and sum(widths) + 3 * len(names) + 1 < width:
-        # The next cell of width goes where it saves most lines, so that no column towers over the others.
-        at = max((at for at, most in enumerate(full) if widths[at] < most), key=lambda at: area[at] / widths[at] ** 2)
-        widths[at] += 1
-    rules = ["─" * (room + 2) for room in widths]
-    lines: list[Line] = [[("┌" + "┬".join(rules) + "┐", "dim")], _across([(name, "bold") for name in names], widths)]
-    for n, cells in rows:
-        lines.append([("├" + "┼".join([f"─ {n} ".ljust(len(rules[0]), "─"), *rules[1:]]) + "┤", "dim")])
-        columns = [_in_cell(cell, room) for cell, room in zip(cells, widths, strict=True)]
-        lines += [_across(list(parts), widths) for parts in zip_longest(*columns, fillvalue=("", ""))]
-    return [*lines, [("└" + "┴".join(rules) + "┘", "dim")]]
+def _cells(comparison: Comparison, row: ComparedRow, names: list[str], ascii: bool) -> Iterator[_Cell]:
+    for name in names:
+        if name in ("prompt", "reference"):
+            text = (row.prompt if name == "prompt" else row.reference) or ""
+            yield _Cell(_text(text.rstrip(), ascii), Text())
+        else:
+            at = comparison.names.index(name)
+            said, outcome = grade(comparison, row, at)
+            yield _Cell(_text(row.answers[at].strip() or "(empty)", ascii), Text(said, _STYLES[outcome]))
 
 
-def _across(parts: list[Part], widths: list[int]) -> Line:
-    line: Line = []
-    for (text, style), room in zip(parts, widths, strict=True):
-        line += [("│ ", "dim"), (text, style), (" " * (room - cell_width(text) + 1), "")]
-    return [*line, ("│", "dim")]
+def _boxed(comparison: Comparison, rows: list[tuple[int, ComparedRow]], names: list[str], ascii: bool) -> Table:
+    """Columns side by side."""
+    drawn = Table("", *names, box=box.ASCII2 if ascii else box.SQUARE, show_lines=True, header_style="bold",
+                  border_style="dim")
+    for n, row in rows:
+        drawn.add_row(Text(f"{n}", "dim"), *_cells(comparison, row, names, ascii))
+    return drawn
 
 
-def _stacked(names: list[str], rows: list[tuple[int, list[Cell]]], width: int) -> list[Line]:
+def _stacked(comparison: Comparison, rows: list[tuple[int, ComparedRow]], names: list[str], ascii: bool) -> Group:
     """One field under the other, for terminals too narrow for columns."""
-    lines: list[Line] = []
-    for n, cells in rows:
-        lines.append([(f"── {n} ".ljust(width, "─"), "dim")])
-        for name, cell in zip(names, cells, strict=True):
-            lines += [[(name, "bold")], *([("  ", ""), part] for part in _in_cell(cell, width - 2))]
-    return lines
+    parts: list[RenderableType] = []
+    for n, row in rows:
+        parts.append(Text(f"── {n} ──", "dim"))
+        for name, cell in zip(names, _cells(comparison, row, names, ascii), strict=True):
+            parts += [Text(name, "bold"), Padding(cell, (0, 0, 0, 2))]
+    return Group(*parts)
 
 
-def _in_cell(cell: Cell, room: int) -> list[Part]:
-    text, mark, style = cell
-    lines = [(line, "") for line in _wrap(text, room)]
-    if len(lines) > _CELL_LINES:
-        more = f"… ({len(lines) - _CELL_LINES + 1} more lines)"
-        lines = [*lines[:_CELL_LINES - 1], *((line, "dim") for line in _wrap(more, room))]
-    return [*lines, *((line, style) for line in _wrap(mark, room) if mark)]
-
-
-def _scores(comparison: Comparison, width: int) -> list[Line]:
-    """The scores in columns, their intervals beside them, below them, or all of it as a list, whichever fits."""
-    for joint in (" ", "\n"):
-        rows = [[cell.split("\n") for cell in row] for row in score_rows(comparison, joint)]
-        widths = [max(len(line) for row in rows for line in row[at]) for at in range(len(rows[0]))]
-        if sum(widths) + 2 * len(widths) - 2 <= width:
-            return [[("  ".join(part.rjust(room) if at else part.ljust(room)
-                                for at, (part, room) in enumerate(zip(parts, widths, strict=True))),
-                      "bold" if row is rows[0] else "")]
-                    for row in rows for parts in zip_longest(*row, fillvalue="")]
-    header, *columns = score_rows(comparison)
-    return [line for name, *cells in columns for line in (
-        [(name, "bold")], *([("  " + part, "")] for label, cell in zip(header[1:], cells, strict=True)
-                            for part in _wrap(f"{label} {cell}", width - 2)))]
-
-
+def _scores(comparison: Comparison, terminal: Terminal) -> RenderableType:
+    """The scores in columns, intervals below them where there is less room; a list where there is too little."""
+    rows = score_rows(comparison)
+    for joint in (" (", "\n("):
+        drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        for at, name in enumerate(rows[0]):
+            drawn.add_column(name, justify="right" if at else "left", no_wrap=True)
+        for row in rows[1:]:
+            drawn.add_row(*(cell.replace(" (", joint) for cell in row))
+        if Measurement.get(terminal, terminal.options.update(width=1_000), drawn).maximum <= terminal.width:
+            return drawn
+    parts: list[RenderableType] = []
+    for name, *row in rows[1:]:
+        parts.append(Text(name, "bold"))
+        parts += [Padding(f"{label} {cell}", (0, 0, 0, 2)) for label, cell in zip(rows[0][1:], row, strict=True)]
+    return Group(*parts)

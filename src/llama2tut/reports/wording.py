@@ -1,7 +1,6 @@
 """The words that every form of a comparison shares: labels, verdicts, grades and the rows of the score table."""
 
 from itertools import zip_longest
-from unicodedata import category
 
 from llama2tut.errors import UsageError
 from llama2tut.reports.comparison import ComparedRow, Comparison
@@ -42,21 +41,6 @@ def select(comparison: Comparison, show: str) -> list[tuple[int, ComparedRow]]:
     if show.isdigit():
         return numbered[:int(show)]
     return [(n, row) for n, row in numbered if comparison.outcome(row, comparison.tuned[0]) == show]
-
-
-def visible(text: str, ascii: bool = False) -> str:
-    """Text with everything that could steer a terminal or hide spelled out (`\\x1b`, `\\u202e`).
-
-    Newlines stay, and so do the joiners inside emoji and some scripts. Tabs become spaces; a combining mark with
-    nothing to stand on gets a dotted circle.
-    """
-    text = text.replace("\r\n", "\n").expandtabs(4)
-    shown = "".join(
-        f"◌{char}" if category(char)[0] == "M" and before.isspace()
-        else char if char in "\n\u200c\u200d" or category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else char.encode("unicode_escape").decode()
-        for before, char in zip("\n" + text, text, strict=False))
-    return shown.encode("ascii", "backslashreplace").decode() if ascii else shown
 
 
 def label(metric: Metric, score: str) -> str:
@@ -105,7 +89,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
             *((column.name, column.source) for column in comparison.columns), ("answers", made)]
 
 
-def score_rows(comparison: Comparison, joint: str = " ") -> list[list[str]]:
+def score_rows(comparison: Comparison) -> list[list[str]]:
     """Header and one row a column of answers: its name, each score with its 95 % interval, rows, tokens/s."""
     keys = list(comparison.scores[0].means) if comparison.scores else []
     metric = comparison.metric
@@ -113,7 +97,7 @@ def score_rows(comparison: Comparison, joint: str = " ") -> list[list[str]]:
     for column, scores, speed in zip_longest(comparison.names, comparison.scores, comparison.tokens_per_second):
         cells = []
         if metric:
-            bounds = {key: f"{joint}({interval(metric, ends)})" for key, ends in scores.intervals.items()}
+            bounds = {key: f" ({interval(metric, ends)})" for key, ends in scores.intervals.items()}
             cells = [number(metric, key, scores.means[key]) + bounds.get(key, "") for key in keys]
         rows.append([column, *cells, str(len(comparison.rows)), f"{speed:,.1f}"])
     return rows
