@@ -14,15 +14,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from llama2tut.config.requests import COMMANDS, FinetuneRequest
-from llama2tut.config.upstream_fields import setting_faults, upstream_fields
+from llama2tut.config.upstream_fields import OWNED, SETTABLE
 from llama2tut.resources import shipped
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # These say where and how to run, not what: a recipe may not hold them.
 FLAG_ONLY = {"output_dir", "config", "resume", "dry_run", "force"}
 _WORDS = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text", Path: "path"}
-# Values that a field takes whatever else is installed: switching a feature on may ask for its package.
-_SAMPLES = {"bool": False, "int": 1, "float": 1.0, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
 
 _TOP = """# Configuration
 
@@ -141,16 +139,15 @@ def _comment(file: Path) -> str:
 
 def _upstream() -> str:
     """The fields that `--set` reaches, and those that it refuses for a flag's sake."""
-    reached, owned = [], []
-    for name, kind in sorted(upstream_fields().items(), key=lambda item: ("." in item[0], item[0])):
-        fault = setting_faults({name: _SAMPLES.get(kind, "")}).get(name, "")
-        if not fault:
-            reached.append(_row(f"`{name}`", f"`{kind}`"))
-        elif "set by llama2tut itself" in fault:
-            flag = re.search(r"use (--[\w-]+)", fault)
-            owned.append(f"`{name}` (`{flag[1]}`)" if flag else f"`{name}`")
+    reached = [_row(f"`{name}`", f"`{kind}`") for name, kind in sorted(SETTABLE.items(), key=_sections_last)]
+    owned = [f"`{name}` (`{flag}`)" if flag else f"`{name}`"
+             for name, flag in sorted(OWNED.items(), key=_sections_last)]
     return "\n".join([_SET, "| field | type |", "|---|---|", *reached, _OWNED,
                       textwrap.fill(", ".join(owned) + ".", 118, break_on_hyphens=False)])
+
+
+def _sections_last(item: tuple[str, Any]) -> tuple[bool, str]:
+    return "." in item[0], item[0]
 
 
 def _row(*cells: str) -> str:

@@ -13,7 +13,7 @@ from llama2tut.tasks.task_files import default_output_dir
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llama2tut.cli.building.gpu_present", lambda: False)
+    monkeypatch.setattr("llama2tut.models.device.gpu_present", lambda: False)
 
 
 def faults(command: str, **flags: str) -> list[str]:

@@ -62,9 +62,10 @@ def test_on_a_gpu_base_weights_are_as_trained_on_and_the_precision_is_what_the_g
     from llama2tut.config.requests import CompareRequest
     from llama2tut.console import Console
     from llama2tut.inference import config as answering
+    from llama2tut.models import device
 
-    monkeypatch.setattr(answering, "gpu_present", lambda: True)
-    monkeypatch.setattr(answering, "has_bf16", lambda: bf16)
+    monkeypatch.setattr(device, "gpu_present", lambda: True)
+    monkeypatch.setattr(device, "has_bf16", lambda: bf16)
     folders = (adapters / "outputs" / "one",)  # trained on a CPU: its weights were not quantised
     setting = answering.resolve_inference(CompareRequest(adapter=folders), folders, None, Console())
     assert (setting.device, setting.quantization, setting.precision) == ("cuda", "none", precision)

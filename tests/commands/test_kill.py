@@ -43,7 +43,7 @@ def _assert_readable(folder: Path) -> None:
             assert list(file.keys())
 
 
-def test_killed_at_twenty_random_moments(toy_model_dir, arithmetic_dir, tmp_path):
+def test_killed_at_five_random_moments(toy_model_dir, arithmetic_dir, tmp_path):
     # A server that has imported the heavy packages and started no thread forks each run in a moment.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli.main"])
@@ -59,17 +59,17 @@ def test_killed_at_twenty_random_moments(toy_model_dir, arithmetic_dir, tmp_path
         process.start()
         return process
 
-    def cuda_graphs() -> int:
+    def steps_logged() -> int:
         path = tmp_path / "killed" / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     straight = start("straight")
     moments = random.Random(7)
-    for _ in range(20):
-        process, before = start("killed"), cuda_graphs()
+    for _ in range(5):
+        process, before = start("killed"), steps_logged()
         # A few steps on, then anywhere within a step, an evaluation or the writing of a checkpoint.
         wanted = before + moments.randint(1, 12)
-        while process.is_alive() and cuda_graphs() < wanted:
+        while process.is_alive() and steps_logged() < wanted:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.06))
         assert process.is_alive(), (tmp_path / "log").read_text()

@@ -87,7 +87,7 @@ def test_flags_beat_the_recipe_and_the_recipe_beats_the_defaults():
     ("samsum", True, {"gpus": "0"}, "samsum-cpu"),
 ])
 def test_task_and_hardware_choose_the_recipe(monkeypatch, task, gpu, flags, recipe):
-    monkeypatch.setattr("llama2tut.cli.building.gpu_present", lambda: gpu)
+    monkeypatch.setattr("llama2tut.models.device.gpu_present", lambda: gpu)
     chosen = build_request("finetune", {"task": task, **flags})
     named = build_request("finetune", {"task": task, "config": recipe, **flags})
     assert chosen == dataclasses.replace(named, config=None)

@@ -1,49 +1,44 @@
 """What may be set in llama-recipes' own config classes, held against those classes themselves."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 
 import pytest
 
 from llama2tut.config import upstream_fields as upstream
-from llama2tut.config.upstream_fields import setting_faults, upstream_fields
+from llama2tut.config.upstream_fields import OWNED, SETTABLE, check_upstream, setting_faults
 from llama2tut.errors import MachineError
 
 
-def real_fields() -> set[str]:
-    """The fields of the real classes: plain for train_config, dotted for the others."""
+def real_fields() -> dict[str, str]:
+    """The fields of the real classes and their types: plain for train_config, dotted for the others."""
     from llama_cookbook import configs
     from llama_cookbook.configs import datasets
 
     classes = [configs.train_config, configs.lora_config, configs.llama_adapter_config, configs.prefix_config,
                configs.fsdp_config, configs.wandb_config, configs.quantization_config,
                *(value for value in vars(datasets).values() if dataclasses.is_dataclass(value))]
-    return {("" if cls.__name__ == "train_config" else f"{cls.__name__}.") + field.name
+    return {("" if cls.__name__ == "train_config" else f"{cls.__name__}.") + field.name: (
+                field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", ""))
             for cls in classes for field in dataclasses.fields(cls)}
 
 
-def test_every_field_of_the_real_classes_is_known_and_no_other():
-    assert upstream_fields().keys() == real_fields()
+def test_what_is_settable_are_all_the_fields_that_a_run_reads_and_nothing_else_owns():
+    fields = real_fields()
+    assert {name: fields[name] for name in SETTABLE} == SETTABLE
+    read = {name for name in fields if "." not in name or name.partition(".")[0] in (
+        "quantization_config", "lora_config", "custom_dataset", "wandb_config")}
+    assert read - OWNED.keys() == SETTABLE.keys()
 
 
 def test_what_is_owned_exists_upstream():
     """A name that upstream drops must not linger here; two are attributes there without being fields."""
     from llama_cookbook import configs
 
-    assert upstream._OWNED.keys() - real_fields() == {"dataset", "lora_config.bias"}
+    assert OWNED.keys() - real_fields().keys() == {"dataset", "lora_config.bias"}
     assert hasattr(configs.train_config, "dataset")
     assert hasattr(configs.lora_config, "bias")
-
-
-def test_every_field_can_be_set_or_is_refused_with_a_reason(monkeypatch):
-    right = {"bool": True, "int": 3, "float": 0.5, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
-    monkeypatch.setattr(upstream, "_NEEDS", {})
-    free = {name for name, kind in upstream_fields().items() if not setting_faults({name: right.get(kind, "x")})}
-    assert free == {
-        "weight_decay", "gradient_clipping", "gradient_clipping_threshold", "use_wandb", "save_metrics", "flop_counter",
-        "flop_counter_start", "use_profiler", "quantization_config.quant_type", "quantization_config.use_double_quant",
-        "wandb_config.project", "wandb_config.entity", "wandb_config.job_type", "wandb_config.tags",
-        "wandb_config.group", "wandb_config.notes", "wandb_config.mode"}
 
 
 @pytest.mark.parametrize(("name", "value", "fault"), [
@@ -52,10 +47,10 @@ def test_every_field_can_be_set_or_is_refused_with_a_reason(monkeypatch):
     ("save_model", True, "save_model is set by llama2tut itself; leave it out"),
     ("profiler_dir", "/etc", "profiler_dir is set by llama2tut itself; leave it out"),
     ("dataset", "x", "dataset is set by llama2tut itself; leave it out"),
-    ("weight_decy", 0, "weight_decy is no field of llama-recipes' config classes (did you mean weight_decay?); "
-                       "docs/configuration.md lists them"),
-    ("fsdp_config.hsdp", True, "fsdp_config.hsdp belongs to a part of llama-recipes that is not in use here; "
-                               "leave it out"),
+    ("weight_decy", 0, "weight_decy is no field of llama-recipes' config classes that a run reads (did you mean "
+                       "weight_decay?); docs/configuration.md lists them"),
+    ("fsdp_config.hsdp", True, "fsdp_config.hsdp is no field of llama-recipes' config classes that a run reads; "
+                               "docs/configuration.md lists them"),
     ("weight_decay", "x", "weight_decay wants float, not 'x'; give a value of that type"),
     ("weight_decay", True, "weight_decay wants float, not True; give a value of that type"),
     ("weight_decay", None, "weight_decay wants float, not None; give a value of that type"),
@@ -76,11 +71,23 @@ def test_what_cannot_be_set_is_said(monkeypatch, name, value, fault):
     assert setting_faults({name: value}) == {name: fault}
 
 
-def test_a_missing_llama_recipes_is_said(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    upstream_fields.cache_clear()
-    try:
-        with pytest.raises(MachineError, match=r"llama-recipes .* is not installed as expected; run scripts/setup"):
-            upstream_fields()
-    finally:
-        upstream_fields.cache_clear()
+def test_what_is_settable_can_be_set(monkeypatch):
+    right = {"bool": True, "int": 3, "float": 0.5, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
+    monkeypatch.setattr(upstream, "_NEEDS", {})
+    assert setting_faults({name: right[kind] for name, kind in SETTABLE.items()}) == {}
+
+
+@pytest.mark.parametrize("answer", [None, ValueError("llama_cookbook.__spec__ is None")])
+def test_a_missing_llama_recipes_is_said(monkeypatch, answer):
+    def find_spec(name):
+        if answer:
+            raise answer
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    with pytest.raises(MachineError, match=r"llama-recipes .* is not installed; run .*pip install --no-deps"):
+        check_upstream()
+
+
+def test_the_release_is_the_one_that_the_package_asks_for():
+    asked = [line for line in importlib.metadata.requires("llama2tut") if line.startswith("llama-recipes")]
+    assert asked == [f"llama-recipes=={upstream.RELEASE}"]

@@ -46,13 +46,9 @@ def no_gpu(world: World) -> None:
 def missing(package: str) -> Preparation:
     """A package that cannot be found."""
     def prepare(world: World) -> None:
-        from llama2tut.config.upstream_fields import upstream_fields
-
         find = importlib.util.find_spec
         world.monkeypatch.setattr(importlib.util, "find_spec",
                                   lambda name, *rest: None if name == package else find(name, *rest))
-        upstream_fields.cache_clear()
-        world.monkeypatch.setattr("llama2tut.config.upstream_fields.upstream_fields", upstream_fields.__wrapped__)
     return prepare
 
 
@@ -122,7 +118,7 @@ ROWS = (
         given=(*READY, gpu(torch__cuda__is_available=False))),
     Row(what="a GPU with too little memory", argv=TRAIN,
         says=("this run needs about", "GiB of GPU memory, 0.0 GiB are"),
-        given=(*READY, gpu(torch__cuda__is_available=True, llama2tut__training__planning__has_bf16=True,
+        given=(*READY, gpu(torch__cuda__is_available=True, llama2tut__models__device__has_bf16=True,
                            llama2tut__training__planning__gpu_room_gib=0.01))),
     Row(what="no permission to write",
         shell=f"mkdir locked; chmod 500 locked; {USER} gen-arithmetic --output-dir locked/x",
@@ -152,8 +148,8 @@ ROWS = (
         says=("a.jsonl could not be written (No space left on device)",)),
     Row(what="a run in the same folder at the same time", argv=SHORT, given=(*READY, held("outputs/arithmetic/.lock")),
         says=("--output-dir outputs/arithmetic is in use by another run; wait for it, or give another folder",)),
-    Row(what="no llama-recipes", argv=f"{TRAIN} --set weight_decay=0.1", given=(*READY, missing("llama_cookbook")),
-        says=("llama-recipes 0.0.5.post2 is not installed as expected; run scripts/setup.sh",)),
+    Row(what="no llama-recipes", argv=TRAIN, given=(*READY, missing("llama_cookbook")),
+        says=("llama-recipes 0.0.5.post2 is not installed; run scripts/setup.sh",)),
     Row(what="an upstream that moved what is mended", argv=SHORT, changes=OUTPUT,
         given=(no_gpu, *READY, moved("llama_cookbook.utils.train_utils", "evaluation")),
         says=("llama-recipes is not the release that llama2tut mends (llama_cookbook.utils.train_utils.evaluation",)),

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import inspect
 import random
 
 import pytest
@@ -75,7 +74,7 @@ def test_loading_without_the_mend(upstream, toy_model_dir):
 
 # get_peft_model
 
-def test_the_door_gets_the_wrapped_model(upstream, toy_model_dir):
+def test_the_callback_gets_the_wrapped_model(upstream, toy_model_dir):
     from peft import LoraConfig
     from transformers import LlamaForCausalLM
 
@@ -87,30 +86,48 @@ def test_the_door_gets_the_wrapped_model(upstream, toy_model_dir):
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="upstream takes neither a callback nor a loaded model")
-def test_upstream_offers_a_door(upstream):
-    source = inspect.getsource(upstream.main)
-    assert "prepare_model_for_kbit_training" in source or "callback" in source
+def test_upstream_hands_out_the_wrapped_model_before_it_makes_the_optimizer(
+        upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
+    """A function under any name that it may come to have, a model that is loaded, or PEFT's own preparation."""
+    from transformers import LlamaForCausalLM
+
+    import llama2tut.datasets as hooks
+
+    handed_out, model = [], LlamaForCausalLM.from_pretrained(toy_model_dir)
+
+    def optimizer(parameters, **_):
+        handed_out.extend(["model"] * (next(iter(parameters)) is next(model.parameters())))
+        raise InterruptedError
+
+    monkeypatch.setattr(upstream.optim, "AdamW", optimizer)
+    monkeypatch.setattr("peft.prepare_model_for_kbit_training", handed_out.append)
+    names = ("callback", "callbacks", "on_model", "model_callback", "model_hook", "prepare_model")
+    with compat.llama_from_pretrained(torch.float32, "sdpa", "cpu"), pytest.raises(InterruptedError):
+        upstream.main(model_name=str(toy_model_dir), use_peft=True, peft_method="lora", output_dir=str(tmp_path),
+                      dataset="custom_dataset", batching_strategy="padding", batch_size_training=4, val_batch_size=1,
+                      num_workers_dataloader=0, model=model, **dict.fromkeys(names, handed_out.append),
+                      **{"custom_dataset.file": f"{hooks.__file__}:get_preprocessed_arithmetic",
+                         "custom_dataset.data_path": str(arithmetic_dir)})
+    assert handed_out
 
 
 # quiet_memory_trace
 
 def polls(upstream) -> int:
-    """How often the process's memory is read while nothing happens for 50 ms."""
-    import time
-
+    """How often the process's memory is read, up to a hundred times, while nothing ends the reading."""
     from llama_cookbook.utils.memory_utils import MemoryTrace
 
-    count = 0
-
     class Counting(MemoryTrace):
-        def cpu_mem_used(self):
-            nonlocal count
-            count += 1
-            return super().cpu_mem_used()
+        count, cpu_peak, peak_monitoring = 0, 0, True
 
-    with Counting():
-        time.sleep(0.05)
-    return count
+        def cpu_mem_used(self):
+            self.count += 1
+            self.peak_monitoring = self.count < 100
+            return 0
+
+    trace = Counting()
+    trace.peak_monitor_func()
+    return trace.count
 
 
 def test_memory_is_read_a_few_times_only(upstream):

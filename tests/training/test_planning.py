@@ -5,6 +5,7 @@ import pytest
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
+from llama2tut.models import device
 from llama2tut.training import planning
 from shapes import LLAMA_2_7B, QV
 
@@ -21,9 +22,10 @@ def resolve(monkeypatch, capsys):
         config = planning.resolve_run(request, LLAMA_2_7B, None, Console())
         return config, capsys.readouterr().err
 
-    for name, value in (("gpu_present", True), ("liger_available", True), ("has_bf16", True), ("check_cuda", None),
-                        ("check_loadable", None)):
-        monkeypatch.setattr(planning, name, lambda *_, value=value: value)
+    for module, name, value in ((device, "gpu_present", True), (device, "has_bf16", True),
+                                (planning, "liger_available", True), (planning, "check_cuda", None),
+                                (planning, "check_loadable", None)):
+        monkeypatch.setattr(module, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     return run
 

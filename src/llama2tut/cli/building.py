@@ -7,15 +7,14 @@ from typing import Any, get_type_hints
 
 from llama2tut.config.coercion import coerce, did_you_mean
 from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
+from llama2tut.config.runs import CONFIG_NAME
 from llama2tut.config.upstream_fields import setting_faults
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
-from llama2tut.models.device import gpu_present
+from llama2tut.models.device import choose_device
 from llama2tut.resources import shipped
 from llama2tut.tasks.task import SAMSUM
 from llama2tut.tasks.task_files import check_python, default_output_dir, is_python, load_task
-
-SAVED = "llama2tut.yaml"
 
 
 def build_request(command: str, flags: Mapping[str, str]) -> Request:
@@ -92,20 +91,20 @@ def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
     """What stands below the flags: the saved run for `--resume`, `--config`, or the recipe for task and hardware."""
     task, config = given.get("task"), given.get("config")
     folder = given.get("output_dir") or (default_output_dir(task) if task else Path("outputs"))
-    if given.get("resume") and (folder / SAVED).exists():
-        saved = read_yaml(folder / SAVED).section("request")
+    if given.get("resume") and (folder / CONFIG_NAME).exists():
+        saved = read_yaml(folder / CONFIG_NAME).section("request")
         if not saved.values:
-            raise UsageError(f"{folder / SAVED} is no saved run; start anew with --force instead of --resume")
+            raise UsageError(f"{folder / CONFIG_NAME} is no saved run; start anew with --force instead of --resume")
         if config and config != saved.values.get("config"):
             source = saved.values.get("config") or "the recipe of its task"
-            raise UsageError(f"--config {config}: --resume goes on with the settings of {folder / SAVED}, which come "
-                             f"from {source}; leave --config out")
+            raise UsageError(f"--config {config}: --resume goes on with {folder / CONFIG_NAME}, whose values come from "
+                             f"{source}; leave --config out")
         layer = _layer(saved, saved=True)
     else:
         layer = _layer(read_yaml(recipe_path(config))) if config else {}
     if task := task or layer.get("task"):
         recipe = _recipe_of(task)
-        device = "24gb" if gpu_present() and given.get("gpus") != 0 else "cpu"
+        device = "24gb" if choose_device(given.get("gpus")) == "cuda" else "cpu"
         layer = layer or _layer(read_yaml(recipe_path(f"{recipe}-{device}")))
     return layer
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llama2tut.config.upstream_fields import INSTALL
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU
 from llama2tut.models.device import _GIB, free_memory_gib
 
@@ -79,7 +80,7 @@ def llama_recipes() -> Iterator[Check]:
                for module, _ in MENDED}
     gone = [f"{module}.{name}" for module, name in MENDED if not re.search(rf"\b{name}\b", sources[module])]
     yield check("mends", not gone, f"llama-cookbook lacks {', '.join(gone)}" if gone else "fit this llama-recipes",
-                "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1")
+                INSTALL)
 
 
 def models(gpu: bool) -> Iterator[Check]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
+from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
-from llama2tut.models.device import gpu_present
+from llama2tut.models.device import check_precision, choose_device, gpu_present
 from llama2tut.tasks.examples import reading_once, request_rows, split_examples
 from llama2tut.tasks.metrics import metric_of
 from llama2tut.tasks.sources import Rows
@@ -37,17 +38,17 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     """
     faults = Faults()
     task = None if is_python(request.task) else load_task(request.task)
-    on_gpu = gpu_present() and request.gpus != 0
+    device = choose_device(request.gpus)
     if request.gpus and not gpu_present():
         faults.append("--gpus 1: this machine shows no NVIDIA GPU; leave the flag out to train on the CPU")
-    model = request.model or (DEFAULT_GPU if on_gpu else DEFAULT_CPU)
+    model = request.model or (DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     folder = request.output_dir or default_output_dir(request.task)
     request = dataclasses.replace(request, model=model, output_dir=folder,
                                   data=request.data or (task.default_data if task else None))
     if task and not request.data:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
-    if request.precision == "fp16" and not on_gpu:
-        faults.append("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    faults.attempt(check_precision, request.precision, device)
+    faults.attempt(check_upstream)
     finished = faults.attempt(_refuse_folder, request) if not request.dry_run else None
     rows = None
     if task and request.data:
@@ -62,7 +63,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     if finished:
         console.note(f"{folder} holds a finished run; there is nothing left to do")
         return Result(_next_steps(request))
-    if not on_gpu and model == DEFAULT_CPU:
+    if device == "cpu" and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*base_model.notes, *(rows.notes if rows else ())):
         console.warn(note)

@@ -1,17 +1,25 @@
-"""The fields of llama-recipes' own config classes, read from its source text so that nothing heavy is imported."""
+"""What `--set` reaches: the fields of llama-recipes' own config classes, in the one release that is wrapped."""
 
-import ast
 import importlib.util
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from llama2tut.config.coercion import did_you_mean
 from llama2tut.errors import MachineError
 
+RELEASE = "0.0.5.post2"
+INSTALL = f"pip install --no-deps llama-recipes=={RELEASE} llama-cookbook==0.0.5.post1"
+# What may be set, with its type: plain names are train_config's, dotted ones another class's.
+SETTABLE = {
+    "weight_decay": "float", "gradient_clipping": "bool", "gradient_clipping_threshold": "float", "use_wandb": "bool",
+    "save_metrics": "bool", "flop_counter": "bool", "flop_counter_start": "int", "use_profiler": "bool",
+    "quantization_config.quant_type": "str", "quantization_config.use_double_quant": "bool",
+    "wandb_config.project": "str", "wandb_config.entity": "Optional[str]", "wandb_config.job_type": "Optional[str]",
+    "wandb_config.tags": "Optional[List[str]]", "wandb_config.group": "Optional[str]",
+    "wandb_config.notes": "Optional[str]", "wandb_config.mode": "Optional[str]",
+}
 # What flags and the engine own: setting it twice would let one silently win.
-_OWNED = {
+OWNED = {
     "model_name": "--model", "output_dir": "--output-dir", "num_epochs": "--epochs", "max_train_step": "--max-steps",
     "lr": "--lr", "seed": "--seed", "context_length": "--context-length", "quantization": "--quantization",
     "batch_size_training": "--batch-size", "gradient_accumulation_steps": "--gradient-accumulation-steps",
@@ -28,35 +36,24 @@ _OWNED = {
      "quantization_config.compute_dtype", "quantization_config.quant_storage",
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
-_USED = {"", "quantization_config", "lora_config", "custom_dataset", "wandb_config"}  # sections that a run reads
 _NEEDS = {"use_wandb": "wandb", "flop_counter": "tabulate"}  # packages that training never needs otherwise
-_TYPES = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
+_TYPES: dict[str, tuple[type[Any], ...]] = {
+          "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
           "Optional[str]": (str, type(None)), "Optional[List[str]]": (list, type(None))}
 
 
-@cache
-def upstream_fields() -> Mapping[str, str]:
-    """Every settable name and its annotation: plain for `train_config` (`weight_decay`), dotted for the others.
+def check_upstream() -> None:
+    """See that llama-recipes is installed, without importing it.
 
     Raises:
-        MachineError: llama-recipes is not installed, or its layout is not the one this version wraps.
+        MachineError: it is not.
     """
     try:
-        spec = importlib.util.find_spec("llama_cookbook")
+        found = importlib.util.find_spec("llama_cookbook")
     except ValueError:
-        spec = None
-    folders = [Path(entry) / "configs" for entry in (spec.submodule_search_locations or ())] if spec else []
-    names: dict[str, str] = {}
-    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                prefix = "" if node.name == "train_config" else f"{node.name}."
-                names |= {prefix + item.target.id: ast.unparse(item.annotation) for item in node.body
-                          if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
-    if not {"weight_decay", "quantization_config.quant_type", "lora_config.r"} <= names.keys():
-        raise MachineError("llama-recipes 0.0.5.post2 is not installed as expected; run scripts/setup.sh, "
-                           "or: pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1")
-    return names
+        found = None
+    if not found:
+        raise MachineError(f"llama-recipes {RELEASE} is not installed; run scripts/setup.sh, or: {INSTALL}")
 
 
 def setting_faults(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -66,15 +63,14 @@ def setting_faults(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fault(name: str, value: Any) -> str | None:
-    kind = upstream_fields().get(name)
-    if name in _OWNED:
-        return f"is set by llama2tut itself; {f'use {_OWNED[name]}' if _OWNED[name] else 'leave it out'}"
+    if name in OWNED:
+        return f"is set by llama2tut itself; {f'use {OWNED[name]}' if OWNED[name] else 'leave it out'}"
+    kind = SETTABLE.get(name)
     if kind is None:
-        return (f"is no field of llama-recipes' config classes{did_you_mean(name, upstream_fields().keys() - _OWNED)}; "
+        near = [other for other in SETTABLE if other.rpartition(".")[0] == name.rpartition(".")[0]]
+        return (f"is no field of llama-recipes' config classes that a run reads{did_you_mean(name, near)}; "
                 "docs/configuration.md lists them")
-    if name.rpartition(".")[0] not in _USED:
-        return "belongs to a part of llama-recipes that is not in use here; leave it out"
-    if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool))):
+    if not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool)):
         return f"wants {kind}, not {value!r}; give a value of that type"
     if kind in ("int", "float") and not 0 <= value <= 10**18:
         return f"wants a finite number from 0 on, not {value!r}; give one"

@@ -7,10 +7,10 @@ from typing import Any
 
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
-from llama2tut.errors import DataError, Faults, UsageError
+from llama2tut.errors import DataError, Faults
 from llama2tut.models.adapters import Adapter, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
-from llama2tut.models.device import gpu_present, has_bf16
+from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.readers import cell_text
 from llama2tut.tasks.sources import load_rows
 from llama2tut.tasks.task import Task
@@ -43,7 +43,7 @@ class InferenceConfig:
     inputs: list[dict[str, str]]
     prompts: list[str]
     source: str
-    device: str
+    device: Device
     precision: Precision
     quantization: Quantization
     max_new_tokens: int
@@ -63,14 +63,15 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
     """
-    faults = Faults()
+    faults, device = Faults(), choose_device()
+    faults.attempt(check_precision, request.precision, device)
     read = [faults.attempt(read_adapter, folder) for folder in adapters]
     saved = read[0].request if read and read[0] else {}
     name = request.task or (saved.get("task") if prompts is None else None)
     if name and is_python(name):
         faults.append(f"--task {name}: a Python task has no template to answer by; give --prompt-file, or a TASK.yaml")
         name = None
-    elif name is None and prompts is None and not faults:
+    elif name is None and prompts is None and all(read):
         faults.append("--task is missing: the adapter names none; give samsum, arithmetic or a TASK.yaml")
     task = faults.attempt(load_task, name) if name else None
     if name and not task and not request.task:
@@ -80,7 +81,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
                       "give the whole prompt with --raw")
     base = request.model or next((adapter.base for adapter in read if adapter), None) or (
-        DEFAULT_GPU if gpu_present() else DEFAULT_CPU)
+        DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     found, rows = None, list[dict[str, str]]()
     source = "prompts"
     notes: list[str] = []
@@ -105,10 +106,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         console.warn(note)
     for adapter in trained:
         check_fit(adapter, base_model)
-    on_gpu = gpu_present()
-    quantization = request.quantization or ((saved.get("quantization") or "4bit") if on_gpu and read else "none")
-    if request.precision == "fp16" and not on_gpu:
-        raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    quantization = request.quantization or (
+        (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
     inputs = rows
     if task and template:
         # A text file ends in a newline that no cell of the training rows had.
@@ -117,8 +116,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,
                    prompts=prompts or [],
-                   source=source, device="cuda" if on_gpu else "cpu", quantization=quantization,
-                   precision=request.precision or ("fp32" if not on_gpu else "bf16" if has_bf16() else "fp16"),
+                   source=source, device=device, quantization=quantization,
+                   precision=choose_precision(request.precision, device),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
 
 

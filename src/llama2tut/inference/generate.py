@@ -20,7 +20,7 @@ from llama2tut.gpu.decoding import add_adapters_in_place, decode
 from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.models.adapters import Adapter
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.device import check_cuda
+from llama2tut.models.device import check_cuda, torch_dtype
 from llama2tut.models.loading import load_tokenizer, loading, unpack
 
 _GREEDY = Sampling()
@@ -79,7 +79,7 @@ def _load(base_model: BaseModel, adapters: Sequence[Adapter], quantization: str,
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     on_gpu = device.startswith("cuda")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    dtype = torch_dtype(precision)
     config: Any = BitsAndBytesConfig
     if quantization == "4bit":
         config = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

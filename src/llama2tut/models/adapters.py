@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.runs import CONFIG_NAME
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError
 from llama2tut.models.base_models import BaseModel
@@ -80,7 +81,7 @@ def read_adapter(path: Path) -> Adapter:
         raise ModelError(f"--adapter {path} holds pickled weights, which can run code and are never opened: save the "
                          "adapter as safetensors")
     tensors = tensor_shapes(path / "adapter_model.safetensors")
-    request, digests = _saved_run(path / "llama2tut.yaml")
+    request, digests = _saved_run(path / CONFIG_NAME)
     name = str(request.get("model") or base)
     if name != ALIAS and not Path(name).is_dir() and Path(base).is_dir():
         name = base  # a relative path that was typed elsewhere

@@ -3,9 +3,12 @@
 import glob
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llama2tut.errors import MachineError
+from llama2tut.config.requests import Precision
+from llama2tut.errors import MachineError, UsageError
+
+Device = Literal["cuda", "cpu"]
 
 _GIB = 2**30
 
@@ -15,6 +18,30 @@ def gpu_present() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
     return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
+
+
+def choose_device(gpus: int | None = None) -> Device:
+    """The GPU where there is one, unless `--gpus 0` leaves it alone."""
+    return "cuda" if gpus != 0 and gpu_present() else "cpu"
+
+
+def check_precision(precision: Precision | None, device: Device) -> None:
+    """See that a device computes in what was asked for; torch is not imported for it.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+
+
+def choose_precision(precision: Precision | None, device: Device) -> Precision:
+    """What was asked for, or what the device computes in best."""
+    if precision:
+        return precision
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if has_bf16() else "fp16"
 
 
 def check_cuda(instead: str) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llama2tut.config.upstream_fields import INSTALL
 from llama2tut.errors import MachineError
 from llama2tut.models.loading import loading
-
-_PIN = "pip install --no-deps llama-recipes==0.0.5.post2 llama-cookbook==0.0.5.post1"
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def _replaced(owner: str, name: str, value: Any) -> Iterator[None]:
         old = getattr(target, name)
     except (ImportError, AttributeError) as error:
         raise MachineError(f"llama-recipes is not the release that llama2tut mends ({owner}.{name}: {error}); "
-                           f"run: {_PIN}") from error
+                           f"run: {INSTALL}") from error
     setattr(target, name, value)
     try:
         yield

@@ -26,7 +26,7 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
         "use_peft": True, "peft_method": "lora", "lr": request.lr, "gamma": 1.0,
         "gradient_clipping": True, "gradient_accumulation_steps": request.gradient_accumulation_steps,
         "use_fp16": config.precision == "fp16", "context_length": request.context_length,
-        # One epoch of finished batches: see training.py for the flat sequence.
+        # One epoch of finished batches, which are those of all epochs in a row: see loop.py.
         "num_epochs": 1, "batching_strategy": "packing", "batch_size_training": 1, "val_batch_size": 1,
         "num_workers_dataloader": 0, "run_validation": True, "save_model": False,
         "profiler_dir": str(config.output_dir / "profile"),

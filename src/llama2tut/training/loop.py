@@ -14,7 +14,7 @@ from llama2tut.console import Console, clock
 from llama2tut.errors import DataError, Interrupted, TrainingError
 from llama2tut.files import append_line, writing
 from llama2tut.models.memory import peak_gib
-from llama2tut.tasks.examples import Examples, as_examples
+from llama2tut.tasks.examples import Examples
 from llama2tut.training.checkpointing import Position, publish, read_position, save_checkpoint
 from llama2tut.training.evaluation import token_weighted_loss
 from llama2tut.training.packing import collate
@@ -49,7 +49,7 @@ class TrainingRun:
         self.config, self.console, self.checkpoint = config, console, checkpoint
         self.prepare, self.score = prepare, score
         self.at = read_position(checkpoint) if checkpoint else Position()
-        self.schedule: Schedule | None = None
+        self.schedule: Schedule  # made when upstream asks for the training batches
         self.validation: list[dict[str, Any]] = []
         self.model: Any = None
         self.stopped_early = False
@@ -83,10 +83,8 @@ class TrainingRun:
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
         self._peak = peak_gib()  # upstream starts the count anew
 
-    def batches(self, examples: Any, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
+    def batches(self, examples: Examples, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
         """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
-        if not isinstance(examples, Examples):
-            examples = Examples(as_examples(examples, self.config.request.task), "train" if not self.schedule else "")
         request = self.config.request
         lengths = [len(example["input_ids"]) for example in examples]
         if examples.shortened:
@@ -159,7 +157,7 @@ class TrainingRun:
             self._step.losses.append((output.loss.detach(), share))
             # Upstream divides by the number of micro-batches and adds the gradients: without the share, the tokens of
             # a micro-batch with few trained ones would count more than others, and a last short group less.
-            output.loss = output.loss * (share * self._plan.accumulation)
+            output.loss = output.loss * (share * self.schedule.accumulation)
             self._step.tokens += tokens
             self.at = dataclasses.replace(self.at, micro=self.at.micro + 1)
 
@@ -167,7 +165,7 @@ class TrainingRun:
         if "optimizer" in self._restore:
             optimizer.load_state_dict(self._restore.pop("optimizer"))
         for group in optimizer.param_groups:
-            group["lr"] = self._plan.learning_rate(self._current_step)
+            group["lr"] = self.schedule.learning_rate(self._current_step)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
@@ -179,15 +177,16 @@ class TrainingRun:
                                       tokens=self.at.tokens + self._step.tokens)
         self.tokens += self._step.tokens
         self.seconds += seconds
-        epoch = self._plan.batches[self.at.micro - 1][0] + 1
+        epoch = self.schedule.batches[self.at.micro - 1][0] + 1
         rate = self._step.tokens / seconds
         lr = optimizer.param_groups[0]["lr"]
         self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self.at.elapsed, 3)})
-        left = (self._plan.steps - step) * self.seconds / (step - self._resumed_step)
-        self.console.progress(f"step {step:,}/{self._plan.steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s"
-                              f"  {clock(left)} left", last=step == self._plan.steps)
-        if step in self._plan.evaluate_at:
+        steps = self.schedule.steps
+        left = (steps - step) * self.seconds / (step - self._resumed_step)
+        self.console.progress(f"step {step:,}/{steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s  "
+                              f"{clock(left)} left", last=step == steps)
+        if step in self.schedule.evaluate_at:
             self._evaluate(step)
         self._save_if_due(optimizer)
         self._step = _Step(started=time.perf_counter())
@@ -200,16 +199,11 @@ class TrainingRun:
         return max(self._peak, peak_gib()) if self.config.device == "cuda" else None
 
     @property
-    def _plan(self) -> Schedule:
-        assert self.schedule is not None  # upstream makes the data loader before the first step
-        return self.schedule
-
-    @property
     def _current_step(self) -> int:
-        return math.ceil(self.at.micro / self._plan.accumulation)
+        return math.ceil(self.at.micro / self.schedule.accumulation)
 
     def _announce(self, rows: int, tokens: int) -> None:
-        request, schedule = self.config.request, self._plan
+        request, schedule = self.config.request, self.schedule
         self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
                           + (f", going on after step {self.at.step:,}" if self.at.step else ""))
         if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
@@ -236,7 +230,7 @@ class TrainingRun:
                                 "train again with --force and a lower --lr")
         if math.isnan(self.first_loss):
             self.first_loss = loss
-        if step == max(5, self._plan.steps // 10) and loss > 0.98 * self.first_loss:
+        if step == max(5, self.schedule.steps // 10) and loss > 0.98 * self.first_loss:
             self.console.warn(f"the loss is still at its first level ({self.first_loss:.3f}, now {loss:.3f}) after a "
                               "tenth of the run; the learning rate may be too low, or the labels wrong")
 
@@ -256,12 +250,12 @@ class TrainingRun:
             return
         self.at = dataclasses.replace(self.at, since_best=self.at.since_best + 1)
         patience = self.config.request.early_stopping_patience
-        if patience and self.at.since_best >= patience and step < self._plan.steps:
+        if patience and self.at.since_best >= patience and step < self.schedule.steps:
             self.stopped_early = True
             self.console.note(f"stopping early: no better validation loss since step {self.at.best_step:,}")
 
     def _save_if_due(self, optimizer: Any) -> None:
-        if self.at.step == self._plan.steps or self.stopped_early:
+        if self.at.step == self.schedule.steps or self.stopped_early:
             return  # the adapter is published now; and upstream divides by zero where nothing is left to train
         every = self.config.request.save_steps
         due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
@@ -270,8 +264,8 @@ class TrainingRun:
         save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
         self._saved_at = time.monotonic()
         if self._signal is not None:
-            raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self._plan.steps:,}; go on with: "
-                                            f"{self.config.resume_command}")
+            raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self.schedule.steps:,}; go on "
+                                            f"with: {self.config.resume_command}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None or self.at.micro == self._resumed_micro:

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from llama2tut.config.requests import FinetuneRequest, Precision
+from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.device import check_cuda, gpu_present, has_bf16
+from llama2tut.models.device import check_cuda, choose_device, choose_precision
 from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
 from llama2tut.tasks.sources import Rows
@@ -23,11 +23,11 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     """
     import torch
 
-    device = "cuda" if gpu_present() and request.gpus != 0 else "cpu"
+    device = choose_device(request.gpus)
     if device == "cuda":
         check_cuda("train on the CPU with --gpus 0")
     check_loadable(base_model.path)  # while nothing has been written yet
-    precision: Precision = request.precision or ("fp32" if device == "cpu" else "bf16" if has_bf16() else "fp16")
+    precision = choose_precision(request.precision, device)
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
     liger = device == "cuda" and liger_available()
     if device == "cuda" and not liger:
