@@ -49,8 +49,8 @@ def test_all_faults_of_flags_and_recipe_are_named_together():
         "mine.yaml:3: packing wants true or false, not 'maybe'; mend the value there",
         "mine.yaml:9: output_dir is no key of a recipe; docs/configuration.md lists them",
         "mine.yaml:5: num_epochs is set by llama2tut itself; use --epochs",
-        "mine.yaml:6: weight_decy is no field of llama-recipes' config classes (did you mean weight_decay?); "
-        "docs/configuration.md lists them",
+        "mine.yaml:6: weight_decy is no field of llama-recipes' config classes that a run reads (did you mean "
+        "weight_decay?); docs/configuration.md lists them",
         "mine.yaml:8: lora_config.r is set by llama2tut itself; use --lora-r"]
 
 

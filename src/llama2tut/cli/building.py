@@ -97,8 +97,8 @@ def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{folder / CONFIG_NAME} is no saved run; start anew with --force instead of --resume")
         if config and config != saved.values.get("config"):
             source = saved.values.get("config") or "the recipe of its task"
-            raise UsageError(f"--config {config}: --resume goes on with {folder / CONFIG_NAME}, whose values come from "
-                             f"{source}; leave --config out")
+            raise UsageError(f"--config {config}: --resume goes on with the settings of {folder / CONFIG_NAME}, which "
+                             f"come from {source}; leave --config out")
         layer = _layer(saved, saved=True)
     else:
         layer = _layer(read_yaml(recipe_path(config))) if config else {}
