@@ -21,7 +21,7 @@ PAGES = ("README.md", "docs/commands.md", "docs/tutorial.md", "docs/own-data.md"
          "docs/troubleshooting.md", "docs/architecture.md", "docs/installing.md")
 # (blocks that are run, blocks that say why not), in each language: a new mark has to be counted here.
 # README.md compares what docs/commands.md has trained.
-BLOCKS = {"docs/commands.md": (7, 1), "README.md": (4, 3), "docs/tutorial.md": (7, 2)}
+BLOCKS = {"docs/commands.md": (7, 1), "README.md": (3, 3), "docs/tutorial.md": (7, 2)}
 _BLOCK = re.compile(r"(?:^<!-- (not run in tests|output not compared): (.+?) -->\n)?^```(bash|console)\n(.*?)^```$",
                     re.MULTILINE | re.DOTALL)
 
