@@ -123,8 +123,10 @@ def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):
     found = json.loads(outcome.out)
     assert [row["prompt"] for row in found["rows"]] == ["one", "two"]
     assert found["scores"] == {}
-    refused = compare("--adapter", "outputs/two", "--prompt-file", tmp_path / "prompts.jsonl", "--fail-under", 0.1)
-    assert refused.code == 2
+    for flag in ("--fail-under", 0.1), ("--by", "carries"):
+        refused = compare("--adapter", "outputs/two", "--prompt-file", tmp_path / "prompts.jsonl", *flag)
+        assert refused.code == 2
+        assert flag[0] in refused.err
 
 
 def test_a_model_card_that_cannot_be_written_costs_no_answers(compare, run_cli, monkeypatch):
@@ -211,6 +213,33 @@ def test_files_that_changed_since_training_are_named(run_cli, toy_model_dir, ari
     assert outcome.code == 0
     for file in ("own.yaml", "rows/arithmetic_test.csv"):
         assert f"warning: {file} has changed since outputs/own was trained" in outcome.err
+
+
+def test_groups_are_in_every_form(compare):
+    given = ("--adapter", "outputs/two", "--by", "carries", "--by", "operation")
+    found = json.loads(compare(*given, "--format", "json").out)
+    assert {group["by"] for group in found["groups"]} == {"carries", "operation"}
+    assert sum(group["rows"] for group in found["groups"] if group["by"] == "operation") == 20
+    assert {row["groups"]["operation"] for row in found["rows"]} == {"addition", "subtraction"}
+    rows = list(csv.DictReader(io.StringIO(compare(*given, "--format", "csv").out)))
+    assert [row["by_carries"] for row in rows] == [row["groups"]["carries"] for row in found["rows"]]
+    for form in ("table", "markdown", "html"):
+        assert "subtraction" in compare(*given, "--format", form, "--show", 0).out
+
+
+def test_groups_by_a_column_of_the_data(compare, arithmetic_dir, tmp_path):
+    shutil.copytree(arithmetic_dir, tmp_path / "rows")
+    file = tmp_path / "rows" / "arithmetic_test.csv"
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([f"{header},level", *(f"{line},{'hard' if at < 5 else 'easy'}"
+                                                   for at, line in enumerate(lines))]) + "\n")
+    given = ("--adapter", "outputs/two", "--data", tmp_path / "rows", "--format", "json")
+    found = json.loads(compare(*given, "--by", "level").out)
+    assert {group["value"]: group["rows"] for group in found["groups"]} == {"hard": 5, "easy": 15}
+    refused = compare(*given, "--by", "levle")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--by levle" in refused.err
+    assert "level" in refused.err
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from llama2tut.console import Console, Result, visible
 from llama2tut.errors import Faults, MachineError
 from llama2tut.files import write_whole, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
+from llama2tut.inference.groups import label_rows
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
@@ -40,18 +41,22 @@ def run(request: CompareRequest, console: Console) -> Result:
     if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
         faults.append(f"--output {request.output} is no file in a folder that exists; give another")
     faults.refuse()
-    config = resolve_inference(request, adapters, prompts, console, template=prompts is not None and bool(request.task))
+    config = resolve_inference(request, adapters, prompts, console, by=request.by,
+                               template=prompts is not None and bool(request.task))
     metric = metric_of(config.task) if config.rows else None
     faults.attempt(wording.check_show, request.show, metric)
-    if metric is None and (request.fail_under is not None or request.fail_if_worse):
-        faults.append("--fail-under and --fail-if-worse need scores; give a --task with a metric")
+    needy = (("--fail-under", request.fail_under is not None), ("--fail-if-worse", request.fail_if_worse),
+             ("--by", bool(request.by)))
+    if metric is None and (given := [name for name, typed in needy if typed]):
+        faults.append(f"{' and '.join(given)} must have scores; give a --task with a metric, and no --prompt-file")
+    labels = faults.attempt(label_rows, config.task, config.rows, request.by) if config.task and metric else None
     if metric and request.fail_under is not None and request.fail_under > metric.top:
         faults.append(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to {metric.top}; "
                       "give one of these")
     faults.refuse()
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
-    comparison = compare(config, request, console)
+    comparison = compare(config, labels or [], request, console)
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
@@ -72,8 +77,9 @@ def run(request: CompareRequest, console: Console) -> Result:
     return Result(shown, 3 if _gates(comparison, request, console) else 0)
 
 
-def compare(config: InferenceConfig, request: CompareRequest, console: Console) -> Comparison:
-    """Answer with every column and score the answers."""
+def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,
+            console: Console) -> Comparison:
+    """Answer with every column and score the answers; `labels` are the groups that each row belongs to."""
     from llama2tut.inference.generate import load
     from llama2tut.inference.sampling import Sampling
     from llama2tut.models.loading import load_tokenizer
@@ -102,7 +108,7 @@ def compare(config: InferenceConfig, request: CompareRequest, console: Console) 
         differences = tuple(paired_difference(per_row[0], tuned, request.seed) for tuned in per_row[1:])
     rows = tuple(ComparedRow(prompt=prompt, reference=references[at] if references else None,
                              answers=tuple(column[at] for column in columns),
-                             values=tuple(column[at] for column in values))
+                             values=tuple(column[at] for column in values), groups=labels[at] if labels else {})
                  for at, prompt in enumerate(config.prompts))
     settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
                 "quantization": config.quantization, "precision": config.precision,

@@ -145,6 +145,8 @@ class CompareRequest:
     data: str | None = flag(None, "rows, as for finetune [the adapter's own]", group="What")
     split: Literal["train", "validation", "test"] = flag("test", "which rows", group="What")
     limit: int | None = flag(None, "the first N rows", least=1, group="What")
+    by: tuple[str, ...] = flag((), "score groups of rows apart by this column; may be repeated [what the task's rows "
+                               "give: operation, carries, …; length]", group="What", repeat=True)
     prompt_file: Path | None = flag(None, "compare on these prompts instead, without scores", group="What")
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")

@@ -8,6 +8,7 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
+from llama2tut.inference.groups import own_groups
 from llama2tut.models.adapters import Adapter, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
@@ -50,7 +51,7 @@ class InferenceConfig:
 
 
 def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
-           console: Console, *, template: bool = False) -> InferenceConfig:
+           console: Console, *, template: bool = False, by: tuple[str, ...] = ()) -> InferenceConfig:
     """Check models, adapters and rows together.
 
     Args:
@@ -59,6 +60,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         prompts: given texts, or None for the task's rows.
         console: for what is odd but not wrong.
         template: the given texts belong into the task's template.
+        by: groups of rows that are wanted: columns, or what is worked out for the task.
 
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
@@ -89,7 +91,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         own_data = saved.get("data") if saved.get("task") == name else None
         # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
         found = faults.attempt(load_rows, task, request.data or own_data, seed=int(saved.get("seed", 42)),
-                               splits=(request.split,))
+                               splits=(request.split,), also=tuple(name for name in by if name not in own_groups(task)))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
         notes += found.notes if found else ()

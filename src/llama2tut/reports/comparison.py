@@ -1,10 +1,12 @@
 """What compare found, as plain values: every row with its answers, the scores of each column, and how it was made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import isfinite
 from typing import Any, Literal
 
+from llama2tut.inference.groups import Group, group_rows
 from llama2tut.tasks.metrics import METRICS, Difference, Metric, Outcome, Scores
 
 
@@ -32,12 +34,14 @@ class ComparedRow:
         reference: the answer hoped for, or None where there is none.
         answers: one a column.
         values: the headline score of each answer, or None.
+        groups: property -> value, of the groups of rows that it belongs to.
     """
 
     prompt: str
     reference: str | None
     answers: tuple[str, ...]
     values: tuple[float | None, ...]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ class Comparison:
         """What the answers were scored by, or None where they were not."""
         return METRICS[self.scores[0].metric] if self.scores else None
 
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of rows, those first that cost the first adapter most; empty where nothing was scored."""
+        values = [[value for value in row.values if value is not None] for row in self.rows]
+        return group_rows([row.groups for row in self.rows], values, self.metric, self.tuned[0]) if self.metric else ()
+
     def outcome(self, row: ComparedRow, column: int) -> Outcome | None:
         """How one answer of a row did; None without scores, and for a graded score of the base model itself."""
         base, value = row.values[0], row.values[column]
@@ -104,6 +114,8 @@ class Comparison:
         rows: list[dict[str, Any]] = []
         for row in self.rows:
             rows.append({"prompt": row.prompt, "reference": row.reference} | dict(zip(names, row.answers, strict=True)))
+            if row.groups:
+                rows[-1]["groups"] = row.groups
             if headline:
                 rows[-1] |= {f"{name}_{headline}": value for name, value in zip(names, row.values, strict=True)}
         return as_json({  # type: ignore[no-any-return]
@@ -117,6 +129,7 @@ class Comparison:
                        for name, scores in zip(names, self.scores, strict=False)},
             "differences": {name: {"metric": headline, "mean": difference.mean, "interval": difference.interval}
                             for name, difference in zip(names[1:], self.differences, strict=False)},
+            "groups": [asdict(group) | {"means": dict(zip(names, group.means, strict=True))} for group in self.groups],
             "tokens_per_s": dict(zip(names, self.tokens_per_second, strict=True)),
             "settings": self.settings,
         })

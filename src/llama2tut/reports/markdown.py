@@ -5,7 +5,7 @@ import re
 
 from llama2tut.console import visible
 from llama2tut.reports.comparison import Comparison
-from llama2tut.reports.wording import facts, score_rows, select, verdicts
+from llama2tut.reports.wording import facts, group_notes, group_table, score_rows, select, verdicts
 
 
 def markdown(comparison: Comparison, show: str = "8") -> str:
@@ -14,7 +14,11 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
              for _, row in select(comparison, show)]
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)), ""]
     lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
-    return "\n".join([*lines, *(f"- {text}" for text in verdicts(comparison))]).rstrip() + "\n"
+    lines += [f"- {text}" for text in verdicts(comparison)]
+    if groups := group_table(comparison):
+        lines += ["", _markdown_table([[_escape(cell) for cell in row] for row in groups]), ""]
+        lines += [f"- {text}" for text in group_notes(comparison)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def score_table(comparison: Comparison) -> str:

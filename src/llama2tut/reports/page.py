@@ -18,6 +18,7 @@ from llama2tut.resources import shipped
 
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
 _WORD = re.compile(r"-?\d|\w")
+_GROUPS = 6  # shown of each property
 
 
 def page(comparison: Comparison) -> str:
@@ -45,6 +46,7 @@ def page(comparison: Comparison) -> str:
         "names": "".join(f"<dt>{name}</dt><dd>{_escape(text)}</dd>" for name, text in names),
         "verdicts": "".join(f'<p class="verdict">{text}.</p>' for text in verdicts(comparison)),
         "scores": "".join(_panels(comparison)),
+        "groups": _groups(comparison),
         "hint": '<p class="hint">' + " ".join(hints) + "</p>" if metric else "",
         "filters": "".join(f'<a href="#{kind}">{label}</a>' for kind, label in labels.items()),
         "rows": "\n".join(_rows(comparison)),
@@ -75,6 +77,28 @@ def _panels(comparison: Comparison) -> Iterator[str]:
     yield f'<div class="panel"><h3>{"length and " if words else ""}speed of answers</h3>' + "".join(
         f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed:,.1f} tokens/s</small></div>'
         for name, speed in zip(comparison.names, comparison.tokens_per_second, strict=True)) + "</div>"
+
+
+def _groups(comparison: Comparison) -> str:
+    """One panel a property of the rows, with a bar for the first adapter on each group; what costs most is first."""
+    metric, judged, panels = comparison.metric, comparison.tuned[0], dict[str, list[str]]()
+    if metric is None or not comparison.groups:
+        return ""
+    for group in comparison.groups:
+        mean, mark = group.means[judged], '<span class="wrong"> worse</span>' if group.worse else ""
+        panels.setdefault(group.by, []).append(
+            f'<div class="score"><span>{_escape(group.value)}{mark}</span><span><b>'
+            f'{number(metric, metric.headline, mean)}</b> <small>of {group.rows:,} rows</small></span>'
+            '<svg class="bar" width="100%" height="16" aria-hidden="true">'
+            '<rect class="track" y="5" width="100%" height="6" rx="3"/>'
+            f'<rect class="fill" y="5" width="{100 * mean / metric.top:.2f}%" height="6" rx="3"/></svg></div>')
+    drawn = "".join(f'<div class="panel"><h3>by {_escape(by)}</h3>{"".join(bars[:_GROUPS])}'
+                    + (f"<small>and {len(bars) - _GROUPS:,} more</small>" if len(bars) > _GROUPS else "") + "</div>"
+                    for by, bars in panels.items())
+    name = comparison.names[judged]
+    return (f'<h2 id="groups">Where {name} still fails</h2><p class="hint">{metric.label} of {name} by groups of rows, '
+            f"what costs it most first. Worse: more than chance would do.</p><section class=\"scores\" "
+            f'aria-label="Groups of rows">{drawn}</section>')
 
 
 def _bar(name: str, mean: str, bounds: str, ends: Sequence[float]) -> str:

@@ -1,6 +1,6 @@
 """A comparison as a table for the terminal, drawn by rich; nothing in a cell can do anything."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.reports.wording import facts, grade, score_rows, select, verdicts
+from llama2tut.reports.wording import facts, grade, group_notes, group_table, score_rows, select, verdicts
 
 _CELL_LINES = 12
 _NARROWEST_COLUMN = 11
@@ -48,12 +48,16 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
     elif rows:
         fits = terminal.width - 3 * len(names) - 7 >= _NARROWEST_COLUMN * len(names)
         parts += [(_boxed if fits else _stacked)(comparison, rows, names, ascii), ""]
-    parts += [_scores(comparison, terminal), "", *(Text(text, "bold") for text in verdicts(comparison)),
-              _text(note, ascii, "dim")]
+    scores = score_rows(comparison)
+    apart = [[cell.replace(" (", "\n(") for cell in row] for row in scores]
+    parts += [_grid(terminal, scores, apart), "", *(Text(text, "bold") for text in verdicts(comparison))]
+    if groups := [[_text(cell, ascii) for cell in row] for row in group_table(comparison)]:
+        parts += ["", _grid(terminal, groups), "", *(Text(text, "dim") for text in group_notes(comparison))]
+    parts.append(_text(note, ascii, "dim"))
     with terminal.capture() as drawn:
         terminal.print(Group(*parts))
     text = "".join(f"{line.rstrip()}\n" for line in drawn.get().split("\n")[:-1])
-    return text.translate(str.maketrans("─✓✗…", "-+x~")) if ascii else text
+    return text.translate(str.maketrans("─✓✗…█░", "-+x~#.")) if ascii else text
 
 
 def _text(text: str, ascii: bool, style: str = "") -> Text:
@@ -112,19 +116,19 @@ def _stacked(comparison: Comparison, rows: list[tuple[int, ComparedRow]], names:
     return Group(*parts)
 
 
-def _scores(comparison: Comparison, terminal: Terminal) -> RenderableType:
-    """The scores in columns, intervals below them where there is less room; a list where there is too little."""
-    rows = score_rows(comparison)
-    for joint in (" (", "\n("):
+def _grid(terminal: Terminal, *forms: Sequence[Sequence[str | Text]]) -> RenderableType:
+    """A small table in the first of several forms that fits; a list where none does."""
+    for header, *rows in forms:
         drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for at, name in enumerate(rows[0]):
+        for at, name in enumerate(header):
             drawn.add_column(name, justify="right" if at else "left", no_wrap=True)
-        for row in rows[1:]:
-            drawn.add_row(*(cell.replace(" (", joint) for cell in row))
+        for row in rows:
+            drawn.add_row(*row)
         if Measurement.get(terminal, terminal.options.update(width=1_000), drawn).maximum <= terminal.width:
             return drawn
+    header, *rows = forms[0]
     parts: list[RenderableType] = []
-    for name, *row in rows[1:]:
-        parts.append(Text(name, "bold"))
-        parts += [Padding(f"{label} {cell}", (0, 0, 0, 2)) for label, cell in zip(rows[0][1:], row, strict=True)]
+    for name, *row in rows:
+        parts.append(Text(f"{name}", "bold", overflow="fold"))
+        parts += [Padding(f"{label} {cell}".strip(), (0, 0, 0, 2)) for label, cell in zip(header[1:], row, strict=True)]
     return Group(*parts)

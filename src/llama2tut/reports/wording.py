@@ -7,6 +7,9 @@ from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import METRICS, Metric
 
 _WORDS = {"wrong": "✗ wrong", "right": "✓ right"}
+_GROUPS = 10  # shown of them all
+_BAR = 10  # cells
+
 
 def check_show(show: str, metric: Metric | None) -> None:
     """Refuse a `--show` that cannot be meant, before anything is loaded.
@@ -101,3 +104,34 @@ def score_rows(comparison: Comparison) -> list[list[str]]:
             cells = [number(metric, key, scores.means[key]) + bounds.get(key, "") for key in keys]
         rows.append([column, *cells, str(len(comparison.rows)), f"{speed:,.1f}"])
     return rows
+
+
+def group_table(comparison: Comparison) -> list[list[str]]:
+    """Header and one row a group of rows, the one that costs the first adapter most at the top; [] without groups."""
+    metric, judged = comparison.metric, comparison.tuned[0]
+    if metric is None or not comparison.groups:
+        return []
+    rows = [["rows with", comparison.names[0], comparison.names[judged], "rows", "loses", ""]]
+    for group in comparison.groups[:_GROUPS]:
+        filled = round(_BAR * group.means[judged] / metric.top)
+        lost = f"{'! ' if group.worse else ''}{100 * group.loss / metric.top:.1f}"
+        rows.append([_shorter(f"{group.by} {group.value}"),
+                     *(number(metric, metric.headline, group.means[at]) for at in (0, judged)), f"{group.rows:,}", lost,
+                     "█" * filled + "░" * (_BAR - filled)])
+    return rows
+
+
+def group_notes(comparison: Comparison) -> list[str]:
+    """What the table of groups means, in whole sentences."""
+    if not group_table(comparison):
+        return []
+    said = ["Loses: points that the score over all rows would gain if these rows did as well as the others; "
+            "! more than chance would do."]
+    if (more := len(comparison.groups) - _GROUPS) > 0:
+        said.append(f"{more:,} more groups are in the json form.")
+    return said
+
+
+def _shorter(text: str, most: int = 34) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most - 1]}…"

@@ -70,8 +70,11 @@ class _Placed(NamedTuple):
 _Splits = dict[str, list[_Placed]]
 
 
-def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...] = SPLITS) -> Rows:
+def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...] = SPLITS,
+              also: tuple[str, ...] = ()) -> Rows:
     """The rows of `splits`, from `data` (a folder, a file, a hub id, or `dialogues`) or else the task's own source.
+
+    `also` names further columns that the rows of `splits` are to carry.
 
     Raises:
         DataError: nothing there, not readable, or rows that the module's text refuses; one message a fault.
@@ -83,13 +86,17 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     except OSError as error:
         raise DataError(f"--data: {error.filename or data} cannot be read ({error.strerror or error}); mend that, or "
                         "download it again") from error
-    rows = {split: [row for table in found.tables.get(split, []) for row in _checked(task, table, faults, notes)]
+    rows = {split: [row for table in found.tables.get(split, []) for row in _checked(task, table, faults, notes, also)]
             for split in SPLITS}
     if not faults:
         _hold_out(rows, found.source, seed, splits, notes)
         there = " and ".join(split for split in SPLITS if rows[split]) or "none"
         faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
                    for split in splits if not rows[split]]
+        columns = sorted({column for tables in found.tables.values() for table in tables for column in table.columns})
+        faults += [f"--by {column}: {found.source} has no such column in its {split} rows (there: "
+                   f"{', '.join(columns)}); give one that it has" for column in also for split in splits
+                   if any(column not in placed.row for placed in rows[split])]
         _compare(rows, faults, notes)
     if faults:
         raise DataError(*faults)
@@ -226,7 +233,7 @@ def _by_split(source: str, names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _checked(task: Task, table: Table, faults: list[str], notes: list[str]) -> list[_Placed]:
+def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also: tuple[str, ...]) -> list[_Placed]:
     """The table's rows as text; what is wrong or odd goes into `faults` and `notes`. No rows: no such split."""
     missing = [column for column in task.columns if column not in table.columns]
     if missing and table.rows:
@@ -234,7 +241,7 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str]) -> l
         faults.append(f"{table.label}: no column {lacks} (there: {has}; task {task.name} needs {needs}); rename them, "
                       "or describe yours in a TASK.yaml")
         return []
-    columns = dict.fromkeys((*{"id"}.intersection(table.columns), *task.columns))
+    columns = dict.fromkeys((*{"id", *also}.intersection(table.columns), *task.columns))
     optional = [repr(column) for column in task.prompt_columns if column not in (task.target, task.reference)]
     prompt = " and ".join(optional)
     bad: dict[tuple[str, str], list[int]] = {}
