@@ -1,12 +1,16 @@
 """`llama2tut compare` on toy adapters: columns, scores, forms and gates."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import shutil
 
 import pytest
+
+from llama2tut.config.runs import read_run
+from llama2tut.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,39 @@ def test_the_base_column_is_the_untouched_base_model(compare, run_cli, toy_model
         assert [row[column] for row in found["rows"]] == [json.loads(line)["completion"] for line in
                                                           alone.out.splitlines()]
     assert any(row["base"] != row["finetuned"] for row in found["rows"])
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "all"}])
+def test_an_adapter_that_changes_the_base_weights_spoils_no_other_column(toy_model_dir, run_cli, tmp_path, settings):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    base = tmp_path / "base"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(toy_model_dir, attention_bias=True)).save_pretrained(base)
+    AutoTokenizer.from_pretrained(toy_model_dir).save_pretrained(base)
+    for name, given in (("plain", {}), ("changing", settings)):
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(
+            r=4, target_modules="all-linear", task_type="CAUSAL_LM", **given))
+        with torch.no_grad():
+            for weight in (weight for weight in model.parameters() if weight.requires_grad):
+                weight.add_(torch.randn_like(weight), alpha=0.2)
+        model.save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{text}"}}\n' for text in ("one", "two", "three")))
+    asked = ("--prompt-file", tmp_path / "prompts.jsonl", "--max-new-tokens", 8)
+    outcome = run_cli("compare", "--adapter", tmp_path / "plain", "--adapter", tmp_path / "changing", *asked,
+                      "--format", "json")
+    assert outcome.code == 0, outcome.err
+    assert "loaded apart" in outcome.err
+    rows = json.loads(outcome.out)["rows"]
+    for column, which in (("base", ("--model", base)), ("finetuned", ("--adapter", tmp_path / "plain")),
+                          ("finetuned_2", ("--adapter", tmp_path / "changing"))):
+        alone = run_cli("infer", *which, *asked).out.splitlines()
+        assert [row[column] for row in rows] == [json.loads(line)["completion"] for line in alone], column
+    assert len({row["base"] for row in rows} | {row["finetuned_2"] for row in rows}) > 1
+    proven = run_cli("compare", "--adapter", tmp_path / "plain", *asked)
+    assert "the base column is the base model: on the first 3 prompts" in proven.err
 
 
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "fp16")])
@@ -169,6 +206,29 @@ def test_a_missed_gate_is_not_lost_to_a_reader_who_has_seen_enough(compare, monk
 
     monkeypatch.setattr(Console, "write", closed)
     assert compare("--adapter", "outputs/one", "--fail-under", 1).code == 3
+
+
+def test_another_base_model_of_the_same_name_is_told(compare, run_cli, toy_model_dir, arithmetic_dir, tmp_path,
+                                                     monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    from llama2tut.training.checkpointing import refuse_changed
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy_model_dir, "mine")
+    assert run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", "mine", "--gpus", 0,
+                   "--limit", 8, "--max-steps", 1).code == 0
+    adapter = tmp_path / "outputs" / "arithmetic"
+    asked = ("compare", "--adapter", adapter, "--limit", 2, "--max-new-tokens", 2)
+    assert "has other weights" not in run_cli(*asked).err
+    weights = {name: value * 1.01 for name, value in load_file("mine/model.safetensors").items()}
+    save_file(weights, "mine/model.safetensors", metadata={"format": "pt"})
+    assert "mine has other weights than the base model that" in run_cli(*asked).err
+    assert "has other weights" in run_cli("merge", "--adapter", adapter, "--output-dir", "merged").err
+    saved = read_run(adapter)
+    refuse_changed(saved)
+    with pytest.raises(UsageError, match="base model has changed since"):
+        refuse_changed(dataclasses.replace(saved, digests={**saved.digests, "base model": "weights 0"}))
 
 
 def test_a_relative_model_is_found_from_elsewhere(run_cli, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):

@@ -20,17 +20,17 @@ def make_base(folder: Path, toy_model_dir: Path, *, tied: bool, **config) -> Pat
     return folder
 
 
-def make_adapter(folder: Path, base: Path) -> Path:
-    """An adapter on every linear layer whose update is large enough to change answers."""
+def make_adapter(folder: Path, base: Path, **settings) -> Path:
+    """An adapter, on every linear layer unless told otherwise, whose update is large enough to change answers."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(2)
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(base),
-                           LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings))
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     return folder
@@ -89,6 +89,77 @@ def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir,
     answer = run_cli("infer", "--model", target, "--prompt", "What is 19-59?", "--max-new-tokens", "24")
     assert answer.code == 0
     assert answer.out == tokenizer.decode(answers(plain, ids)[ids.shape[1]:], skip_special_tokens=True) + "\n"
+
+
+@pytest.mark.parametrize(("settings", "tied"), [
+    ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, False),
+    ({"target_modules": ["q_proj", "embed_tokens"]}, False),
+    ({"target_modules": ["lm_head", "embed_tokens"]}, False),
+    ({"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, True),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": [20, 40]}, True),
+    ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, True),
+])
+def test_a_tied_model_is_untied_where_only_one_of_both_layers_learned(tmp_path, toy_model_dir, run_cli, settings, tied):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=True)
+    adapter = make_adapter(tmp_path / "adapter", base, **settings)
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m")
+    assert done.code == 0, done.err
+    assert "5 of 5 prompts alike" in done.err
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert plain.config.tie_word_embeddings is tied
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    ids = torch.arange(3, 103)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["weights", "tie"])
+def test_a_merge_that_answers_otherwise_is_not_published(tmp_path, toy_model_dir, run_cli, monkeypatch, what):
+    from llama2tut.commands import merge
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=True)
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "lm_head"])
+    merged = merge._merged
+
+    def wrong(loaded):
+        if what == "weights":
+            return loaded.peft_model.unload()
+        model = merged(loaded)
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        return model
+
+    monkeypatch.setattr(merge, "_merged", wrong)
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m")
+    assert (done.code, done.out) == (1, "")
+    assert "of 5 answers" in done.err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_plain_generate_ends_where_any_of_the_checkpoints_files_says(tmp_path, toy_model_dir, run_cli):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=False)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer("What is 19-59?", return_tensors="pt").input_ids
+    said = answers(tuned, ids)[ids.shape[1]:]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(said[5])  # the adapter's own; base and its tokenizer differ
+    tokenizer.save_pretrained(adapter)
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [7]}))
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert sorted(plain.generation_config.eos_token_id) == sorted({2, 7, said[5]})
+    assert answers(plain, ids)[ids.shape[1]:] == said[:said.index(said[5]) + 1]
 
 
 @pytest.mark.parametrize("scaling", [

@@ -127,10 +127,10 @@ def test_long_prompts_make_smaller_batches(base, monkeypatch):
 
 def test_an_answer_ends_at_eos(toy_model_dir):
     generator = loaded(toy_model_dir)
-    assert generator._eos == {2}
+    assert generator._eos == {None: {2}}
     whole = token_lists(generator)
     end = whole[0][3]
-    generator._eos = frozenset({2, end})
+    generator._eos = {None: frozenset({2, end})}
     cut = [ids[:ids.index(end) + 1] if end in ids else ids for ids in whole]
     assert {len(ids) for ids in cut} > {8}
     for size in (1, 3, None):
@@ -148,7 +148,26 @@ def test_every_eos_of_the_checkpoint_counts(toy_model_dir, tmp_path):
 
     folder = shutil.copytree(toy_model_dir, tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9], "temperature": 0.6}))
-    assert loaded(folder)._eos == {2, 7, 9}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 11]}))
+    assert loaded(folder)._eos == {None: {2, 7, 9, 11}}
+
+
+def test_an_adapters_own_end_token_ends_its_answers_and_not_the_bases(toy_model_dir, adapters, tmp_path):
+    import dataclasses
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(adapters[0].path, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(toy_model_dir)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token_lists(loaded(toy_model_dir, adapters), 0)[0][3])
+    tokenizer.save_pretrained(folder)
+    own = tokenizer.eos_token_id
+    generator = loaded(toy_model_dir, [dataclasses.replace(adapters[0], path=folder), adapters[1]])
+    assert generator._eos == {None: {2}, 0: {2, own}, 1: {2}}
+    assert token_lists(generator, 0)[0][-1] == own
+    assert token_lists(generator, None) == token_lists(loaded(toy_model_dir))
 
 
 def test_sampling_depends_on_seed_and_prompt_alone(tuned):
@@ -232,13 +251,12 @@ def test_one_prompt_that_does_not_fit_is_the_users_to_mend(base, monkeypatch):
 
 
 def test_an_adapter_that_does_not_fit_beside_the_model_is_the_users_to_mend(toy_model_dir, adapters, monkeypatch):
-    import peft
     import torch
 
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(peft.PeftModel, "from_pretrained", full)
+    monkeypatch.setattr("peft.set_peft_model_state_dict", full)
     with pytest.raises(MachineError, match="does not fit the GPU's memory: use --quantization 4bit"):
         loaded(toy_model_dir, adapters)
 

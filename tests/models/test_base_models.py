@@ -69,7 +69,7 @@ def test_resolving_imports_nothing_heavy(model_dir):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-def test_sharded_weights_are_read_by_their_index(model_dir):
+def test_sharded_weights_are_read_by_their_index(model_dir, toy_model_dir):
     from transformers import LlamaForCausalLM
 
     LlamaForCausalLM.from_pretrained(model_dir).save_pretrained(model_dir, max_shard_size="100KB")
@@ -78,6 +78,13 @@ def test_sharded_weights_are_read_by_their_index(model_dir):
     assert len(shards) > 1
     assert resolve(str(model_dir)).config["num_hidden_layers"] == 2
 
+    whole = (model_dir / "model.safetensors.index.json").read_text()
+    (model_dir / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    LlamaForCausalLM.from_pretrained(toy_model_dir).save_pretrained(model_dir / "single")
+    (model_dir / "single" / "model.safetensors").rename(model_dir / "model.safetensors")
+    assert resolve(str(model_dir)).config["num_hidden_layers"] == 2  # an index left over beside a whole file
+    (model_dir / "model.safetensors").unlink()
+    (model_dir / "model.safetensors.index.json").write_text(whole)
     shards[1].unlink()
     assert shards[1].name in refusal(resolve, str(model_dir))
     (model_dir / "model.safetensors.index.json").write_text("{}")
@@ -238,7 +245,10 @@ def test_what_is_no_adapter_says_what_to_give(adapter_dir, model_dir, tmp_path):
     assert "is a whole model: give it as --model" in refusal(read_adapter, model_dir)
     assert f"holds adapters in sub-folders: give one of {adapter_dir}" in refusal(read_adapter, tmp_path)
 
+    mine = Path(shutil.copytree(adapter_dir, tmp_path / "unfinished" / "checkpoints" / "mine"))
+    assert read_adapter(mine).r == 2  # anyone may call a folder so
     step = Path(shutil.copytree(adapter_dir, tmp_path / "unfinished" / "checkpoints" / "step-5"))
+    (step / "state.json").write_text("{}")
     assert f"is a checkpoint of an unfinished run: give {tmp_path / 'unfinished'}" in refusal(read_adapter, step)
     assert "is an unfinished run: finish it with" in refusal(read_adapter, tmp_path / "unfinished")
     (tmp_path / "empty").mkdir()
@@ -247,8 +257,10 @@ def test_what_is_no_adapter_says_what_to_give(adapter_dir, model_dir, tmp_path):
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"peft_type": "IA3"}, "is of PEFT type 'IA3': only LORA"),
-    ({"r": None}, "has no r, lora_alpha, target_modules or base_model_name_or_path"),
-    ({"target_modules": None}, "has no r, lora_alpha, target_modules"),
+    ({"r": None}, "has no r, lora_alpha or target_modules"),
+    ({"alora_invocation_tokens": [1]}, "starts at tokens that no prompt here has (alora_invocation_tokens)"),
+    ({"layer_replication": [[0, 2], [0, 2]]}, "repeats layers of its base (layer_replication)"),
+    ({"target_modules": None}, "has no r, lora_alpha or target_modules"),
 ])
 def test_an_adapter_of_another_kind_is_refused(adapter_dir, changes, words):
     edit(adapter_dir / "adapter_config.json", **changes)

@@ -1,6 +1,7 @@
 """`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
 
 import dataclasses
+import gc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
+_PROBES = 3  # prompts whose logits tell whether the base column is the base model
 
 
 def run(request: CompareRequest, console: Console) -> Result:
@@ -80,22 +82,10 @@ def run(request: CompareRequest, console: Console) -> Result:
 def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,
             console: Console) -> Comparison:
     """Answer with every column and score the answers; `labels` are the groups that each row belongs to."""
-    from llama2tut.inference.generate import load
-    from llama2tut.inference.sampling import Sampling
     from llama2tut.models.loading import load_tokenizer
 
     ids = prompt_ids(config, load_tokenizer(config.base_model.path), console)
-    generator = load(config.base_model, config.adapters, quantization=config.quantization,
-                     precision=config.precision, device=config.device)
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
-    columns: list[list[str]] = []
-    rates: list[float] = []
-    for adapter in (None, *range(len(config.adapters))):
-        name = "base" if adapter is None else str(config.adapters[adapter].path)
-        found = generator.answers(ids, adapter=adapter, sampling=sampling, batch_size=request.batch_size,
-                                  progress=partial(_progress, console, name, len(ids)))
-        columns.append(found.texts)
-        rates.append(found.new_tokens / max(found.seconds, 1e-9))
+    columns, rates = _answers(config, request, ids, console)
     task = config.task if config.rows else None
     references = [row[task.reference] for row in config.rows] if task else None
     scores: tuple[Scores, ...] = ()
@@ -133,6 +123,42 @@ def _columns(config: InferenceConfig) -> tuple[Column, ...]:
     tuned = (Column(f"finetuned_{number}" if number > 1 else "finetuned", "adapter", str(adapter.path))
              for number, adapter in enumerate(config.adapters, 1))
     return Column("base", "base", config.base_model.name), *tuned
+
+
+def _answers(config: InferenceConfig, request: CompareRequest, ids: list[list[int]],
+             console: Console) -> tuple[list[list[str]], list[float]]:
+    """The answers of each column and their new tokens a second, base first, and what proves the base column.
+
+    Adapters share one load of the base weights as long as these stay what they were; the others get their own.
+    """
+    from llama2tut.inference.generate import Answers, load
+    from llama2tut.inference.sampling import Sampling
+
+    load_with = partial(load, config.base_model, quantization=config.quantization, precision=config.precision,
+                        device=config.device, probes=ids[:_PROBES])
+    generator = load_with(config.adapters)
+    changed = [adapter.path for adapter in generator.changed]
+    groups = [[adapter for adapter in config.adapters if adapter.path not in changed]]
+    if changed:
+        console.note(f"{', '.join(map(str, changed))}: what is left with the adapter switched off is not the base "
+                     "model; the base model and each of these are loaded apart")
+        groups += [[adapter] for adapter in generator.changed]
+    else:
+        console.note(f"the base column is the base model: on the first {len(ids[:_PROBES])} prompts its logits are the "
+                     "same before adapters are loaded and with them switched off")
+    found: dict[Path | None, Answers] = {}
+    for number, group in enumerate(groups):
+        if changed:
+            del generator
+            gc.collect()  # models are in reference cycles: two would be in memory
+            generator = load_with(group)
+        for at in (*([None] if number == 0 else []), *range(len(group))):
+            path = None if at is None else group[at].path
+            found[path] = generator.answers(
+                ids, adapter=at, sampling=Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed),
+                batch_size=request.batch_size, progress=partial(_progress, console, str(path or "base"), len(ids)))
+    columns = [found[path] for path in (None, *(adapter.path for adapter in config.adapters))]
+    return [column.texts for column in columns], [column.new_tokens / max(column.seconds, 1e-9) for column in columns]
 
 
 def _progress(console: Console, name: str, total: int, done: int) -> None:

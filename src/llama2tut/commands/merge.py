@@ -10,16 +10,23 @@ from typing import Any
 
 from llama2tut.config.requests import MergeRequest
 from llama2tut.console import Console, Result
-from llama2tut.errors import MachineError, UsageError
+from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import open_to_readers
-from llama2tut.models.adapters import check_fit, read_adapter
-from llama2tut.models.base_models import BaseModel, resolve
+from llama2tut.inference.agreement import alike, answer
+from llama2tut.inference.generate import Generator
+from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
+from llama2tut.models.attaching import LoadedModel, load_model
+from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json
-from llama2tut.models.device import free_memory_gib, gpu_present, torch_dtype
-from llama2tut.models.loading import load_tokenizer, loading
+from llama2tut.models.device import free_memory_gib, gpu_present
+from llama2tut.models.loading import copy_tokenizer
+from llama2tut.tasks.task import Task
+from llama2tut.tasks.task_files import is_python, load_task
+from llama2tut.tasks.tokenize import plain_ids
 
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-              "added_tokens.json", "chat_template.jinja")
+_PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some?\nJerry: Sure!", "The capital of France is",
+            "def add(a, b):\n", "今天天气很好，")
+_ANSWER = 16  # tokens of an answer to each of them
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
 
 
@@ -32,20 +39,30 @@ def run(request: MergeRequest, console: Console) -> Result:
     from safetensors import SafetensorError
 
     folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
-    base_model = resolve(request.model or adapter.base)
-    check_fit(adapter, base_model)
+    base_model = resolve(base_of(adapter, request.model))
+    notes = check_fit(adapter, base_model)
     _refuse_taken(folder, request, Path(base_model.path))
     precision = request.precision or ("bf16" if gpu_present() else "fp32")
     needed, free = base_model.parameters * (4 if precision == "fp32" else 2) / 2**30, free_memory_gib()
     say = console.note if needed < free else console.warn
     say(f"merging in {precision}: about {needed:.1f} GiB of memory ({free:.1f} are free), and as much on disk")
+    for note in (*base_model.notes, *notes):
+        console.warn(note)
+    loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
+    known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         beside.mkdir(parents=True)
         if shutil.disk_usage(beside).free < needed * 2**30:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _merged(base_model, adapter.path, precision).save_pretrained(beside)
-        _make_readable_elsewhere(beside, base_model.path)
+        _merged(loaded).save_pretrained(beside)
+        _make_readable_elsewhere(beside, base_model.path, loaded.adapter_ends[0])
+        del loaded  # or two models would be in memory
+        written = load_model(resolve(str(beside)), [], quantization="none", precision=precision, device="cpu")
+        if (same := alike(written.model, known, precision)) < len(known):
+            raise RuntimeError(f"the merged model gives {same} of {len(known)} answers that base and adapter gave; "
+                               "nothing was written")
+        console.note(f"checked: base with adapter and the merged model answer {same} of {len(known)} prompts alike")
         open_to_readers(beside)
         if folder.exists():
             shutil.rmtree(folder)
@@ -59,40 +76,60 @@ def run(request: MergeRequest, console: Console) -> Result:
                        '--prompt "…"\n')
 
 
-def _merged(base_model: BaseModel, adapter: Path, precision: str) -> Any:
-    """The model, without a trace of PEFT."""
+def _merged(loaded: LoadedModel) -> Any:
+    """The model, without a trace of PEFT.
+
+    Output layer and embedding get weights of their own first: merged into shared ones, what one of them learned would
+    be in both. They share again where that changes nothing.
+    """
     import torch
-    from peft import PeftModel
-    from transformers import LlamaForCausalLM
 
-    tokenizer = load_tokenizer(base_model.path)
-    with loading(f"--model {base_model.name}"):
-        model: Any = LlamaForCausalLM.from_pretrained(base_model.path, dtype=torch_dtype(precision),
-                                                      use_safetensors=True)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))  # as in training
-    with loading(f"--adapter {adapter}"), torch.inference_mode():
-        return PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload(safe_merge=True)
+    model = loaded.model
+    shared = {id(weight) for weight in model.get_input_embeddings().parameters()}
+    tied = False
+    with torch.inference_mode():
+        for layer in model.get_output_embeddings().modules():
+            if id(layer._parameters.get("weight")) in shared:
+                layer.weight, tied = torch.nn.Parameter(layer.weight.clone(), requires_grad=False), True
+        model = loaded.peft_model.merge_and_unload(safe_merge=True)
+        embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+        model.config.tie_word_embeddings = tied and bool(embedding.weight.equal(output.weight))
+    if model.config.tie_word_embeddings:
+        output.weight = embedding.weight
+    return model
 
 
-def _make_readable_elsewhere(folder: Path, base: str) -> None:
-    """Add the tokenizer's files as they are, and rotary settings under their older names, too.
+def _saved_task(adapter: Adapter) -> Task | None:
+    """The task that an adapter was trained for, where its name still leads to one that has a template."""
+    name = adapter.request.get("task")
+    return None if not name or is_python(name) else Faults().attempt(load_task, name)
+
+
+def _prompts(adapter: Adapter) -> list[str]:
+    """What both models are asked: a few texts, in the template of the adapter's task where there is one."""
+    task = _saved_task(adapter)
+    if task is None or len(task.prompt_columns) != 1:
+        return list(_PROMPTS)
+    return [task.render({task.prompt_columns[0]: text}) for text in _PROMPTS]
+
+
+def _make_readable_elsewhere(folder: Path, base: str, ends: frozenset[int]) -> None:
+    """Add the tokenizer's files as they are, rotary settings under their older names, too, and all end tokens.
 
     transformers 4 and llama.cpp's converters of before 2026 know neither the tokenizer class nor the place of the
-    rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail.
+    rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail. Plain
+    `generate` looks for end tokens in the generation settings alone.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    source = Path(base if Path(base).is_dir() else str(try_to_load_from_cache(base, "config.json")).rpartition("/")[0])
-    for name in _TOKENIZER:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_tokenizer(base, folder)
     config = read_json(folder / "config.json")
     rope = dict(config["rope_parameters"])
     config["rope_theta"] = rope.pop("rope_theta")
     if rope != {"rope_type": "default"}:
         config["rope_scaling"] = rope
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    settings = read_json(folder / "generation_config.json")
+    settings["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
+    for name, values in (("config.json", config), ("generation_config.json", settings)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:

@@ -37,7 +37,7 @@ class RunConfig:
         liger: whether Liger's fused kernels are used.
         cuda_graphs: whether the decoder is compiled and captured as CUDA graphs.
         data_source: what the rows were read from, for people.
-        digests: file -> sha256 (or hub id -> revision) of the rows.
+        digests: file -> sha256 (or hub id -> revision) of the rows, and of the base model.
         versions: package -> version.
     """
 

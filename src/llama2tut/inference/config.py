@@ -9,7 +9,7 @@ from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Q
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
 from llama2tut.inference.groups import own_groups
-from llama2tut.models.adapters import Adapter, check_fit, read_adapter
+from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.readers import cell_text
@@ -82,7 +82,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if template and task and len(task.prompt_columns) != 1:
         faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
                       "give the whole prompt with --raw")
-    base = request.model or next((adapter.base for adapter in read if adapter), None) or (
+    first = next(filter(None, read), None)
+    base = (faults.attempt(base_of, first, request.model) if first else request.model) or (
         DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     found, rows = None, list[dict[str, str]]()
     source = "prompts"
@@ -104,10 +105,9 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if task and name:
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
     notes += _apart(trained, own_rows=bool(rows) and not request.data)
+    notes += [note for adapter in trained for note in check_fit(adapter, base_model)]
     for note in (*base_model.notes, *notes):
         console.warn(note)
-    for adapter in trained:
-        check_fit(adapter, base_model)
     quantization = request.quantization or (
         (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
     inputs = rows

@@ -14,14 +14,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from llama2tut.errors import DataError, MachineError, ModelError
-from llama2tut.gpu import kernels
-from llama2tut.gpu.decoding import add_adapters_in_place, decode
+from llama2tut.errors import DataError, MachineError
+from llama2tut.gpu.decoding import decode
 from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.models.adapters import Adapter
+from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.device import check_cuda, torch_dtype
-from llama2tut.models.loading import load_tokenizer, loading, unpack
 
 _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores
@@ -38,99 +36,30 @@ class Answers:
     seconds: float
 
 
-def load(base_model: BaseModel, adapters: Sequence[Adapter], *, quantization: str, precision: str,
-         device: str) -> "Generator":
-    """Load the base weights once, and each adapter beside the others.
-
-    Args:
-        base_model: what answers, alone and with each adapter.
-        adapters: any number of LoRA adapters that fit it.
-        quantization: `4bit` (nf4, double quantisation), `8bit`, or `none`.
-        precision: `bf16`, `fp16` or `fp32`: to compute in, and to store what is not quantised.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        ModelError: the weights cannot be fetched or read.
-        MachineError: they do not fit the GPU.
-    """
-    import torch
-
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        check_cuda("answer on the CPU with CUDA_VISIBLE_DEVICES= in front")
-    if on_gpu and kernels.liger_available():
-        kernels.patch_llama(training=False)
-    try:
-        model, peft_model, tokenizer = _load(base_model, adapters, quantization, precision, device)
-    except torch.OutOfMemoryError:
-        raise MachineError(f"{base_model.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
-                           "--model") from None
-    ends = model.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+def load(base_model: BaseModel, adapters: Sequence[Adapter], *, quantization: str, precision: str, device: str,
+         probes: Sequence[list[int]] = ()) -> "Generator":
+    """A generator over what `models.attaching.load_model` loads; arguments and what is raised are its own."""
+    loaded = load_model(base_model, adapters, quantization=quantization, precision=precision, device=device,
+                        probes=probes)
     # int8 products synchronise with the CPU, which capturing a CUDA graph forbids.
-    return Generator(model.eval(), peft_model, tokenizer, frozenset(eos), cuda_graphs=on_gpu and quantization != "8bit")
-
-
-def _load(base_model: BaseModel, adapters: Sequence[Adapter], quantization: str, precision: str,
-          device: str) -> tuple[Any, Any, Any]:
-    """Model, PeftModel around it (None without adapters) and tokenizer."""
-    import torch
-    from peft import PeftModel
-    from transformers import BitsAndBytesConfig, LlamaForCausalLM
-
-    on_gpu = device.startswith("cuda")
-    dtype = torch_dtype(precision)
-    config: Any = BitsAndBytesConfig
-    if quantization == "4bit":
-        config = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                        bnb_4bit_compute_dtype=dtype)
-    else:
-        config = config(load_in_8bit=True) if quantization == "8bit" else None
-    tokenizer = load_tokenizer(base_model.path)
-    with loading(f"--model {base_model.name}", quantized=bool(config)):
-        model: Any = LlamaForCausalLM.from_pretrained(
-            base_model.path, dtype=dtype, device_map={"": device}, use_safetensors=True, attn_implementation="sdpa",
-            quantization_config=config)
-    unpacked = 1.1 * dtype.itemsize * base_model.parameters
-    if on_gpu and quantization == "4bit" and unpacked < torch.cuda.mem_get_info()[0]:
-        model = unpack(model)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))  # as in training
-    peft_model: Any = None
-    for number, adapter in enumerate(adapters):
-        with loading(f"--adapter {adapter.path}"):
-            if peft_model is None:
-                peft_model = PeftModel.from_pretrained(model, adapter.path, adapter_name=str(number),
-                                                   autocast_adapter_dtype=not on_gpu)
-            else:
-                peft_model.load_adapter(adapter.path, adapter_name=str(number), autocast_adapter_dtype=not on_gpu)
-            own = [tensor for name, tensor in peft_model.named_parameters() if name.endswith(f".{number}.weight")]
-            if not all(bool(tensor.isfinite().all()) for tensor in own):
-                raise ModelError(f"--adapter {adapter.path} has numbers that are not finite: its training went wrong; "
-                                 "train again with a lower --lr")
-    if on_gpu and peft_model:
-        add_adapters_in_place(peft_model)
-    return model, peft_model, tokenizer
+    return Generator(loaded, cuda_graphs=device.startswith("cuda") and quantization != "8bit")
 
 
 class Generator:
     """Loaded weights that answer prompts.
 
     Args:
-        model: a LlamaForCausalLM, its linear layers already carrying the adapters.
-        switch: the PeftModel around it whose adapters are named "0", "1" …; None: the model answers as it is.
-        tokenizer: the base model's.
-        eos: token ids that end an answer.
-        recorded: greedy answers come from decode steps that are recorded as a CUDA graph.
+        loaded: a model with its adapters.
+        cuda_graphs: greedy answers come from decode steps that are recorded as a CUDA graph.
     """
 
-    def __init__(self, model: Any, peft_model: Any, tokenizer: Any, eos: frozenset[int], *,
-                 cuda_graphs: bool = False) -> None:
+    def __init__(self, loaded: LoadedModel, *, cuda_graphs: bool = False) -> None:
         self._cuda_graphs = cuda_graphs
-        self.tokenizer = tokenizer
-        self._model = model
-        self._peft_model = peft_model
-        self._eos = eos
+        self.tokenizer = loaded.tokenizer
+        self.changed = loaded.changed
+        self._model = loaded.model
+        self._peft_model = loaded.peft_model
+        self._eos: dict[int | None, frozenset[int]] = {None: loaded.ends, **dict(enumerate(loaded.adapter_ends))}
         self._fits: int | None = None  # rows to try next, once a batch has run out of memory
 
     def answers(self, prompts: Sequence[list[int]], *, adapter: int | None, sampling: Sampling = _GREEDY,
@@ -208,7 +137,7 @@ class Generator:
         shown = ""
         try:
             with self._only(adapter):
-                for [(_, token)] in self._steps([prompt], sampling, [0]):
+                for [(_, token)] in self._steps([prompt], sampling, [0], self._eos[adapter]):
                     ids.append(token)
                     text = self.tokenizer.decode(ids, skip_special_tokens=True)
                     if text != shown and not text.endswith("\ufffd"):  # else a character's tokens are not complete yet
@@ -254,14 +183,14 @@ class Generator:
                 mask = [[0] * pad + [1] * len(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
                 device = self._model.device
                 return decode(self._model, torch.tensor(ids, device=device), torch.tensor(mask, device=device),
-                              sampling.max_new_tokens, sorted(self._eos), pad_id=0)
-            for step in self._steps(prompts, sampling, numbers):
+                              sampling.max_new_tokens, sorted(self._eos[adapter]), pad_id=0)
+            for step in self._steps(prompts, sampling, numbers, self._eos[adapter]):
                 for row, token in step:
                     found[row].append(token)
         return found
 
-    def _steps(self, prompts: list[list[int]], sampling: Sampling,
-               numbers: list[int]) -> Iterator[list[tuple[int, int]]]:
+    def _steps(self, prompts: list[list[int]], sampling: Sampling, numbers: list[int],
+               ends: frozenset[int]) -> Iterator[list[tuple[int, int]]]:
         """One step at a time, (row, new token) of each row that has not ended.
 
         Not `model.generate`: that computes ended rows to the batch's end, and its repetition penalty sees the padding.
@@ -284,7 +213,7 @@ class Generator:
                 ids = pick(logits)[:, None]
             tokens = ids[:, 0].tolist()
             yield list(zip(rows, tokens, strict=True))
-            kept = [place for place, token in enumerate(tokens) if token not in self._eos]
+            kept = [place for place, token in enumerate(tokens) if token not in ends]
             if not kept:
                 return
             if len(kept) < len(rows):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,12 +11,19 @@ from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME
 from llama2tut.config.yaml_files import read_yaml
-from llama2tut.errors import ModelError
+from llama2tut.errors import ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json, tensor_shapes
 from llama2tut.models.smollm2 import ALIAS
 
 _LORA = re.compile(r"\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight$")
+BASE_DIGEST = "base model"  # its name among the digests of a run
+_PREFIX = "base_model.model."  # PEFT's own, before the name that a tensor's layer has in the base model
+# What torch.compile, DDP, FSDP, activation checkpointing and vision models put into the names of their layers.
+_WRAPPER = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|language_model)\.")
+# Settings by which PEFT makes another model than the base with low-rank updates, each with what it would take.
+_BEYOND = {"alora_invocation_tokens": "starts at tokens that no prompt here has",
+           "layer_replication": "repeats layers of its base"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Adapter:
 
     Attributes:
         path: its folder.
-        base: name or path of the base model that it was trained on.
+        base: name or path of the base model that it was trained on; "" where its configuration does not say.
         r: rank.
         alpha: scale; the update counts alpha / r times.
         targets: names of the adapted linear layers.
@@ -33,7 +40,8 @@ class Adapter:
             elsewhere.
         digests: sha256 of the files that it was trained with, by name; {} likewise.
         config: the contents of adapter_config.json.
-        tensors: shape of each tensor in adapter_model.safetensors, by name.
+        tensors: shape of each tensor in adapter_model.safetensors, by the name that PEFT gives it.
+        renamed: PEFT's name -> the file's, of tensors that were saved from inside a wrapper.
     """
 
     path: Path
@@ -45,6 +53,7 @@ class Adapter:
     digests: Mapping[str, Any]
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, ...]]
+    renamed: Mapping[str, str]
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -56,7 +65,8 @@ def read_adapter(path: Path) -> Adapter:
     if not path.is_dir():
         what = "is a file: give its folder" if path.exists() else "does not exist: give a finetune run's output folder"
         raise ModelError(f"--adapter {path} {what}")
-    if path.absolute().parent.name == "checkpoints":
+    if path.absolute().parent.name == "checkpoints" and (
+            (path / "state.json").exists() or not (path / "adapter_config.json").exists()):
         raise ModelError(f"--adapter {path} is a checkpoint of an unfinished run: give {path.parent.parent}, after "
                          "finishing it with `llama2tut finetune … --resume`")
     if not (path / "adapter_config.json").is_file():
@@ -74,19 +84,44 @@ def read_adapter(path: Path) -> Adapter:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"--adapter {path} is of PEFT type {config.get('peft_type')!r}: only LORA can be used")
     if type(r) is not int or r < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha) or not (
-            base and isinstance(base, str) and targets and isinstance(targets, str | list)):
-        raise ModelError(f"{path / 'adapter_config.json'} has no r, lora_alpha, target_modules or "
-                         "base_model_name_or_path: train the adapter again")
+            isinstance(base or "", str) and targets and isinstance(targets, str | list)):
+        raise ModelError(f"{path / 'adapter_config.json'} has no r, lora_alpha or target_modules: train the adapter "
+                         "again")
+    for setting, what in _BEYOND.items():
+        if config.get(setting):
+            raise ModelError(f"--adapter {path} {what} ({setting}): give a plain LoRA adapter")
     if not (path / "adapter_model.safetensors").is_file() and (path / "adapter_model.bin").exists():
         raise ModelError(f"--adapter {path} holds pickled weights, which can run code and are never opened: save the "
                          "adapter as safetensors")
-    tensors = tensor_shapes(path / "adapter_model.safetensors")
+    tensors, renamed = _peft_names(path, tensor_shapes(path / "adapter_model.safetensors"))
     request, digests = _saved_run(path / CONFIG_NAME)
-    name = str(request.get("model") or base)
-    if name != ALIAS and not Path(name).is_dir() and Path(base).is_dir():
+    name = str(request.get("model") or base or "")
+    if base and name != ALIAS and not Path(name).is_dir() and Path(base).is_dir():
         name = base  # a relative path that was typed elsewhere
-    return Adapter(path, name, r, alpha,
-                   (targets,) if isinstance(targets, str) else tuple(targets), request, digests, config, tensors)
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    return Adapter(path, name, r, alpha, targets, request, digests, config, tensors, renamed)
+
+
+def _peft_names(path: Path, found: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by the names that PEFT knows, and PEFT's name -> the file's where a wrapper's prefix stands in it.
+
+    Raises:
+        ModelError: a tensor belongs to no layer that a Llama has: PEFT would pass over it without a word.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    renamed: dict[str, str] = {}
+    for name, shape in found.items():
+        inner = _WRAPPER.sub("", name)
+        while inner.startswith(_PREFIX):
+            inner = inner.removeprefix(_PREFIX)
+        known = _PREFIX + inner
+        if not inner.startswith(("model.", "lm_head.")) or known in shapes:
+            raise ModelError(f"--adapter {path}: its tensor {name} has no place in a Llama model, and would be left "
+                             "out: save the adapter with PEFT's own save_pretrained")
+        shapes[known] = shape
+        if known != name:
+            renamed[known] = name
+    return shapes, renamed
 
 
 def _saved_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -112,13 +147,29 @@ def _saved_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return file.values | resolved, whole.section("digests").values
 
 
-def check_fit(adapter: Adapter, base_model: BaseModel) -> None:
+def base_of(adapter: Adapter, model: str | None) -> str:
+    """The name of the base model: the one given, or the adapter's own.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if not (name := model or adapter.base):
+        raise UsageError(f"--model is missing: {adapter.path} does not say what it was trained on; give its base model")
+    return name
+
+
+def check_fit(adapter: Adapter, base_model: BaseModel) -> list[str]:
     """Refuse an adapter that was trained on a base model of another shape.
+
+    Returns:
+        What is odd about the two without being wrong, for people.
 
     Raises:
         ModelError: a tensor of it does not fit, or it covers another number of layers.
     """
-    advice = f"it was trained on {adapter.base}: give that as --model"
+    elsewhere = adapter.base not in ("", base_model.name)
+    advice = f"it was trained on {adapter.base}: give that as --model" if elsewhere else (
+        "give the model that it was trained on as --model")
     layers = set()
     for name, shape in adapter.tensors.items():
         match = _LORA.search(name)
@@ -131,9 +182,27 @@ def check_fit(adapter: Adapter, base_model: BaseModel) -> None:
             raise ModelError(f"--adapter {adapter.path} does not fit {base_model.name}: {match[2]} is {size} wide in "
                              f"one and {expected} in the other; {advice}")
     count = base_model.config["num_hidden_layers"]
-    if not layers or max(layers) >= count or (len(layers) < count and not adapter.config.get("layers_to_transform")):
+    # Names such as q_proj are of every layer; what full names and patterns cover, PEFT itself is asked before loading.
+    everywhere = isinstance(adapter.config["target_modules"], list) and not any(
+        "." in target for target in adapter.targets) and not any(
+        adapter.config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+    if layers and (max(layers) >= count or (everywhere and len(layers) < count)):
         raise ModelError(f"--adapter {adapter.path} does not fit {base_model.name}: it covers {len(layers)} of "
                          f"{count} layers; {advice}")
+    return list(_odd(adapter, base_model, len(layers)))
+
+
+def _odd(adapter: Adapter, base_model: BaseModel, layers: int) -> Iterator[str]:
+    if 0 < layers < (count := base_model.config["num_hidden_layers"]):
+        yield f"{adapter.path} covers {layers} of {count} layers of {base_model.name}"
+    if new := next(iter(adapter.renamed), None):
+        yield (f"{adapter.path}: {len(adapter.renamed):,} tensors were saved from inside a wrapper; "
+               f"{adapter.renamed[new]} is read as {new}")
+    was = str(adapter.digests.get(BASE_DIGEST, ""))
+    now = base_model.digest if was else ""
+    if was != now and was.partition(" ")[0] == now.partition(" ")[0]:  # a revision and weights cannot be compared
+        yield (f"{base_model.name} has other weights than the base model that {adapter.path} was trained on; the "
+               "answers may not mean what they seem to")
 
 
 def newest_adapter(root: Path = Path("outputs")) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import Faults, ModelError
-from llama2tut.models.checkpoint_files import check_folder, linear_shapes, llama_config, read_json
+from llama2tut.models.checkpoint_files import check_folder, linear_shapes, llama_config, read_json, weights_digest
 from llama2tut.models.loading import loading
 from llama2tut.models.smollm2 import ALIAS, converted
 from llama2tut.tasks.readers import reason
@@ -29,13 +29,20 @@ class BaseModel:
         name: what the user typed.
         path: local folder or hub id, for `from_pretrained`.
         config: the contents of config.json.
+        revision: of a hub model.
         notes: what is odd about it without being wrong, for people.
     """
 
     name: str
     path: str
     config: Mapping[str, Any]
+    revision: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Tells another model of the same name: of a folder by its weights, of a hub model by its revision."""
+        return f"revision {self.revision}" if self.revision else f"weights {weights_digest(Path(self.path))}"
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -66,12 +73,12 @@ def resolve(name: str) -> BaseModel:
     folder = converted() if name == ALIAS else Path(name).expanduser()
     if folder.is_dir():
         config = check_folder(folder)
-        return BaseModel(name, str(folder.resolve()), config, _notes(folder, config))
+        return BaseModel(name, str(folder.resolve()), config, notes=_notes(folder, config))
     if folder.exists():
         raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         folder, config = _from_hub(name)
-        return BaseModel(name, name, config, _notes(folder, config))
+        return BaseModel(name, name, config, folder.name, _notes(folder, config))
     close = difflib.get_close_matches(name.lower(), [ALIAS])
     hint = f"did you mean {ALIAS}?" if close else f"give a folder, a hub id such as {DEFAULT_GPU}, or {ALIAS}"
     raise ModelError(f"--model {name}: there is no such folder or model: {hint}")

@@ -2,11 +2,16 @@
 
 import contextlib
 import gc
+import shutil
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import MachineError, ModelError, UserError
+
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+              "added_tokens.json", "chat_template.jinja")
 
 
 @contextlib.contextmanager
@@ -45,6 +50,18 @@ def unpack(model: Any) -> Any:
     return model
 
 
+def check_finite(model: Any, what: str) -> None:
+    """See that every weight of a model is a number: with one that is none, every answer is noise.
+
+    Raises:
+        ModelError: `what` holds NaN or infinity.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ModelError(f"{what}: {name} has numbers that are not finite: copy or download it again, or use "
+                             "--precision bf16 or fp32 where it is fp16 that they do not fit")
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a checkpoint folder or hub id.
 
@@ -57,6 +74,19 @@ def load_tokenizer(path: str) -> Any:
 
     with loading(f"the tokenizer of {path}"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def copy_tokenizer(path: str, folder: Path) -> None:
+    """Put the tokenizer's files of a checkpoint folder or hub id into `folder`, as they are.
+
+    What transformers 5 saves of a tokenizer, transformers 4 cannot read.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    source = Path(path if Path(path).is_dir() else str(try_to_load_from_cache(path, "config.json")).rpartition("/")[0])
+    for name in _TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def check_loadable(path: str) -> None:

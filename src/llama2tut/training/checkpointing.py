@@ -17,6 +17,7 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig, read_run
 from llama2tut.errors import UsageError
 from llama2tut.files import open_to_readers, writing
+from llama2tut.models.adapters import BASE_DIGEST
 
 KEPT = 2
 # Flags that may differ between a run and its resumption: they do not change what is trained.
@@ -104,7 +105,8 @@ def refuse_changed(config: RunConfig) -> None:
     faults = changed_flags(saved, config.request)
     faults += [_refused(f"{key} was {old[key]} and is now {new[key]}") for key in ("model_path", "device", "precision",
                "quantization") if old[key] != new[key] and not faults]
-    faults += [_refused(f"{name} has changed since") for name in sorted({*old["digests"], *new["digests"]})
+    names = {*old["digests"], *new["digests"]} - ({BASE_DIGEST} if BASE_DIGEST not in old["digests"] else set())
+    faults += [_refused(f"{name} has changed since") for name in sorted(names)
                if old["digests"].get(name) != new["digests"].get(name)]
     if faults:
         raise UsageError(*faults)

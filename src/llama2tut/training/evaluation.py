@@ -63,6 +63,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
 
         from llama2tut.inference.generate import Generator
         from llama2tut.inference.sampling import Sampling
+        from llama2tut.models.attaching import LoadedModel
         from llama2tut.tasks.metrics import score
 
         base = model.get_base_model()
@@ -72,7 +73,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
         base.set_attn_implementation("sdpa")
         try:
             with torch.compiler.set_stance("force_eager"):
-                generator = Generator(base, None, tokenizer, frozenset({tokenizer.eos_token_id}))
+                generator = Generator(LoadedModel(base, None, tokenizer, frozenset({tokenizer.eos_token_id}), (), ()))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
                 answers = generator.answers(prompts, adapter=None, sampling=greedy, progress=lambda done: (
                     console.progress(f"validation: {done:,}/{len(prompts):,} answers")))

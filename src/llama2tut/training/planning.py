@@ -7,6 +7,7 @@ from llama2tut.config.runs import RunConfig, package_versions
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
+from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import check_cuda, choose_device, choose_precision
 from llama2tut.models.loading import check_loadable
@@ -49,7 +50,8 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
             raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
                                + advice(base_model, planned, precision, quantization, room,
                                         gradient_checkpointing=gradient_checkpointing))
-    digests = {**(rows.digests if rows else {}), **task_digest(request.task)}
+    digests = {**(rows.digests if rows else {}), **task_digest(request.task),
+               BASE_DIGEST: base_model.digest}
     config = RunConfig(
         request=request, model_path=base_model.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
