@@ -48,13 +48,13 @@ def run(request: MergeRequest, console: Console) -> Result:
     say(f"merging in {precision}: about {needed:.1f} GiB of memory ({free:.1f} are free), and as much on disk")
     for note in (*base_model.notes, *notes):
         console.warn(note)
-    loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
-    known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         beside.mkdir(parents=True)
         if shutil.disk_usage(beside).free < needed * 2**30:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
+        known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
         _merged(loaded).save_pretrained(beside)
         _make_readable_elsewhere(beside, base_model.path, loaded.adapter_ends[0])
         del loaded  # or two models would be in memory
