@@ -1,7 +1,10 @@
 """What can go wrong for a reason that the user can mend, and what ends a run early on purpose."""
 
+import signal
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, and a terminal that goes away
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,10 +43,10 @@ class TrainingError(UserError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, after everything worth keeping was written; no `except Exception` on the way may take it.
+    """A signal, after everything worth keeping was written; no `except Exception` on the way may take it.
 
     Args:
-        signal_number: 2 (exit code 130) or 15 (exit code 143).
+        signal_number: one of `STOPPING`; the exit code is 128 more.
         message: what was kept and how to go on.
     """
 

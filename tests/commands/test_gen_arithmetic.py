@@ -208,7 +208,7 @@ def test_templates_that_cannot_be_used(tmp_path, content, fault):
 def test_an_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(MachineError, match=f"{folder}: could not write there .not a folder"):
+        with pytest.raises(UsageError, match=f"--output-dir {folder} cannot be made"):
             run(GenArithmeticRequest(output_dir=folder))
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_old_files_and_nothing_else(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(MachineError, match=r"could not write there .*free some space"):
+        with pytest.raises(MachineError, match="could not be written"):
             run(GenArithmeticRequest(output_dir=tmp_path, force=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

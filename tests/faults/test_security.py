@@ -33,7 +33,7 @@ def test_nothing_evaluates_what_was_read(name):
 
 def test_pickles_are_read_in_one_place_and_only_for_their_tensors():
     (path, call), = called("torch.load")
-    assert path == "training/loop.py"
+    assert path == "training/checkpointing.py"
     assert keyword(call, "weights_only") is True
 
 

@@ -1,27 +1,33 @@
 """argv -> request -> command -> printed result and exit code: the only catcher, printer and exiter.
 
 Exit codes: 0 done, 1 a defect in the program, 2 bad usage, input, data, model or environment, 3 a gate was not met,
-130 Ctrl-C, 143 SIGTERM.
+130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 import contextlib
+import errno
 import importlib
 import inspect
 import io
 import logging
 import os
+import signal
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llama2tut import __version__
 from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console, Result
-from llama2tut.errors import Interrupted, UsageError, UserError
+from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
+# What a path or a disk can be to blame for, wherever it is met first; a file that is not there is looked for before.
+_OF_THE_MACHINE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+                   errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 # Loggers whose warnings tell of what libraries do among themselves: other vendors' kernels, old names, casts.
 _CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes",
            "bitsandbytes.autograd._functions")
@@ -33,6 +39,11 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    with _stoppable():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     console, code = Console(), 0
     try:
         words = [word for word in argv if word in ("--help", "-h")]
@@ -46,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
         request = parse(argv)
         if not console.live:  # the libraries' own bars redraw themselves, which only a terminal shows
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # matplotlib refuses to be imported under a backend that is not installed here, as a notebook's may be.
+        os.environ["MPLBACKEND"] = "agg"
         # Libraries print where they like; only results may reach stdout. Their warnings are for those who develop.
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -69,12 +82,36 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         return code  # the reader of stdout (`| head`) has seen enough
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
-            console.note(f"llama2tut: error: the package {error.name} is not installed; run scripts/setup.sh")
+        if blame := _not_ours(error):
+            console.note(f"llama2tut: error: {blame}")
             return 2
         console.note(f"{traceback.format_exc()}llama2tut: this is a defect in llama2tut; please report it with the "
                      "lines above")
         return 1
+
+
+def _not_ours(error: Exception) -> str | None:
+    """What the machine is to blame for wherever it is met, in a line with what to do; None for a defect."""
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
+        return f"the package {error.name} is not installed; run scripts/setup.sh"
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return f"{error.filename or 'a file'}: {error.strerror}; mend that, or name another"
+    return None
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """What stops a program is raised where it stands, so that unfinished files are removed on the way out."""
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number, "interrupted")
+
+    before = {number: signal.signal(number, stop) for number in STOPPING[1:]  # Ctrl-C is Python's own
+              if threading.current_thread() is threading.main_thread() and signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse(argv: Sequence[str]) -> Request:

@@ -12,8 +12,8 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions
 from llama2tut.console import Console, Result, visible
-from llama2tut.errors import Faults, MachineError
-from llama2tut.files import write_whole, writing
+from llama2tut.errors import Faults, MachineError, UsageError
+from llama2tut.files import output_fault, write_output, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 from llama2tut.inference.groups import label_rows
 from llama2tut.models.adapters import newest_adapter
@@ -36,12 +36,11 @@ def run(request: CompareRequest, console: Console) -> Result:
     prompts = faults.attempt(read_prompts, request.prompt_file) if request.prompt_file else None
     prompts = prompts and prompts[:request.limit]
     adapters = request.adapter or faults.attempt(lambda: (newest_adapter(),)) or ()
-    if len({path.resolve() for path in adapters}) < len(adapters):
+    if len({os.path.realpath(path) for path in adapters}) < len(adapters):
         faults.append("--adapter names one folder twice; give each once")
     if request.prompt_file:
         faults.attempt(wording.check_show, request.show, None)
-    if request.output and (request.output.is_dir() or not request.output.absolute().parent.is_dir()):
-        faults.append(f"--output {request.output} is no file in a folder that exists; give another")
+    faults.attempt(_check_output, request.output)
     faults.refuse()
     config = resolve_inference(request, adapters, prompts, console, by=request.by,
                                template=prompts is not None and bool(request.task))
@@ -62,8 +61,7 @@ def run(request: CompareRequest, console: Console) -> Result:
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
-        with writing(request.output, "compare again"):
-            write_whole(request.output, _render(request.format, comparison, request, width, console))
+        _write(request.output, _render(request.format, comparison, request, width, console), console)
         console.note(f"written: {request.output}")
     else:
         shown = _render(request.format, comparison, request, width, console)
@@ -77,6 +75,28 @@ def run(request: CompareRequest, console: Console) -> Result:
         except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
             console.warn(str(error))
     return Result(shown, 3 if _gates(comparison, request, console) else 0)
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse a file that could not be written, before anything is answered.
+
+    Raises:
+        UsageError: it is a folder, or in none that can be written.
+    """
+    if path and (fault := output_fault(path)):
+        raise UsageError(f"--output {path} {fault}")
+    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UsageError(f"--output {path} is no file in a folder that exists; give another")
+
+
+def _write(path: Path, result: str, console: Console) -> None:
+    """Write the result to its file; where that fails after all, to standard output: it took its time to make."""
+    try:
+        with writing(path, "compare again"):
+            write_output(path, result)
+    except MachineError:
+        console.write(visible(result) if console.out.isatty() else result)
+        raise
 
 
 def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,

@@ -1,20 +1,16 @@
 """`llama2tut finetune`: refuse all that can be refused, run the engine once, and write what people read."""
 
-import contextlib
 import dataclasses
-import fcntl
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
 from llama2tut.errors import Faults, MachineError, UsageError
-from llama2tut.files import writing
+from llama2tut.files import locked, output_fault, sweep, writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import check_precision, choose_device, gpu_present
 from llama2tut.tasks.examples import reading_once, request_rows, split_examples
@@ -94,10 +90,14 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
             console.warn(f"{split}: {long:,} rows are longer than the {base_model.positions:,} tokens that "
                          f"{base_model.name} was made for; a lower --context-length shortens or names them")
     faults.refuse()
-    with _locked(config.output_dir):
+    with locked(config.output_dir):
+        for folder in (config.output_dir, config.output_dir / "checkpoints"):
+            sweep(folder)
         resume_from = None
         if config.request.resume:
-            resume_from = newest_checkpoint(config.output_dir)
+            resume_from, damaged = newest_checkpoint(config.output_dir)
+            for fault in damaged:
+                console.warn(fault)
             if resume_from is None:
                 console.note(f"{config.output_dir} has no checkpoint yet: starting at the beginning")
             else:
@@ -135,6 +135,8 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
     """
     folder = request.output_dir
     assert folder is not None
+    if fault := output_fault(folder):
+        raise UsageError(f"--output-dir {folder} {fault}")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output-dir {folder} is a file; give a folder")
     ours = (folder / CONFIG_NAME).exists() or (folder / SUMMARY_NAME).exists()
@@ -142,7 +144,12 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
         raise UsageError(f"--output-dir {folder} holds {', '.join(foreign)}, which no run of llama2tut wrote; give "
                          "another folder")
     finished = (folder / SUMMARY_NAME).exists()
-    if request.force or (request.resume and not finished):
+    if request.force:
+        return False
+    newest, damaged = newest_checkpoint(folder)
+    if request.resume and not finished:
+        if damaged and not newest:
+            raise UsageError(*(f"{fault}; none is whole: start anew with --force" for fault in damaged))
         return False
     if request.resume:
         if (folder / CONFIG_NAME).exists() and (faults := changed_flags(read_run(folder), request)):
@@ -150,7 +157,7 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
         return True
     if finished:
         raise UsageError(f"--output-dir {folder} holds a finished run; give another folder, or --force to replace it")
-    if newest_checkpoint(folder) or (folder / _ADAPTER).exists():
+    if newest or damaged or (folder / _ADAPTER).exists():
         raise UsageError(f"--output-dir {folder} holds an unfinished run; go on with --resume, or replace it with "
                          "--force")
     return False
@@ -159,9 +166,8 @@ def _refuse_folder(request: FinetuneRequest) -> bool:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, and only that."""
     with writing(folder):
-        for name in ("step-*", ".step-*"):
-            for base_model in (folder / "checkpoints").glob(name):
-                shutil.rmtree(base_model, ignore_errors=True)
+        for checkpoint in (folder / "checkpoints").glob("step-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
         for name in _WRITTEN:
             (folder / name).unlink(missing_ok=True)
 
@@ -173,22 +179,3 @@ def _unknown_targets(targets: tuple[str, ...], base_model: BaseModel) -> list[st
     return [f"--lora-targets {target}: the model has no layers of this name; use all-linear, or q_proj,k_proj,v_proj,"
             "o_proj,gate_proj,up_proj,down_proj" for target in targets
             if target != "all-linear" and not any(f".{layer}".endswith(f".{target}") for layer in layers)]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Any]:
-    """Hold the output folder for this process; the lock dies with it.
-
-    Raises:
-        MachineError: another run holds it, or it cannot be written.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MachineError(f"--output-dir {folder} is in use by another run; wait for it, or give another "
-                               "folder") from None
-        yield lock

@@ -3,14 +3,15 @@
 import csv
 import os
 import shlex
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from llama2tut import resources
 from llama2tut.config.requests import GenArithmeticRequest, Op
 from llama2tut.console import Console, Result
-from llama2tut.errors import DataError, MachineError, UsageError
+from llama2tut.errors import DataError, UsageError
+from llama2tut.files import output_fault, staging, sync, writing
 from llama2tut.tasks import arithmetic
 from llama2tut.tasks.task import ARITHMETIC
 
@@ -43,25 +44,20 @@ def run(request: GenArithmeticRequest, console: Console) -> Result:
         raise UsageError(*faults)
 
     rows = arithmetic.generate(ops, request.max_number, templates, seed=request.seed)
-    try:
-        request.output_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=request.output_dir, prefix=".arithmetic-") as beside:
-            for split in ("test", "validation", "train"):
-                with open(Path(beside, split), "w", encoding="utf-8", newline="") as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    writer.writerow(arithmetic.ArithmeticRow._fields)
-                    writer.writerows(islice(rows, counts[split]))
-            # Old files go first: ended in between, old and new splits, which share expressions, never stand together.
-            for path in files.values():
-                path.unlink(missing_ok=True)
-            for split, path in files.items():
-                os.replace(Path(beside, split), path)
-    except OSError as error:
-        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise MachineError(
-            f"--output-dir {request.output_dir}: could not write there ({reason}): free some space, "
-            "or give a folder that you may write to"
-        ) from error
+    with staging(request.output_dir / "arithmetic") as new, writing(request.output_dir, "try again"):
+        for split in ("test", "validation", "train"):
+            with open(new / split, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(arithmetic.ArithmeticRow._fields)
+                writer.writerows(islice(rows, counts[split]))
+        sync(new)
+        if faults := _taken(files.values(), force=request.force):  # once more: they may have appeared meanwhile
+            raise UsageError(*faults)
+        # Old files go first: ended in between, old and new splits, which share expressions, never stand together.
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        for split, path in files.items():
+            os.replace(new / split, path)
     folder = str(request.output_dir)
     data = "" if folder == ARITHMETIC.default_data else f" --data {shlex.quote(folder)}"
     written = "".join(f"{path}  {counts[split]:,} rows\n" for split, path in files.items())
@@ -80,12 +76,19 @@ def _faults(request: GenArithmeticRequest, ops: tuple[Op, ...], files: tuple[Pat
             f"but --ops {','.join(ops)} with --max-number {request.max_number} has {possible} distinct expressions: "
             f"ask for at most {possible} rows in all, or raise --max-number"
         )
-    if there := [str(path) for path in files if os.path.lexists(path)]:
-        if folders := [name for name in there if os.path.isdir(name)]:
-            faults.append(f"{', '.join(folders)}: a folder stands where a file goes: give another --output-dir")
-        elif not request.force:
-            faults.append(f"already there: {', '.join(there)}: give --force to replace, or another --output-dir")
-    return faults
+    if fault := output_fault(request.output_dir / "arithmetic_validation.csv"):
+        faults.append(f"--output-dir {request.output_dir} {fault}")
+    return faults + _taken(files, force=request.force)
+
+
+def _taken(files: Iterable[Path], *, force: bool) -> list[str]:
+    """What stands where the files go, and would be lost."""
+    there = [str(path) for path in files if os.path.lexists(path)]
+    if folders := [name for name in there if os.path.isdir(name)]:
+        return [f"{', '.join(folders)}: a folder stands where a file goes: give another --output-dir"]
+    if there and not force:
+        return [f"already there: {', '.join(there)}: give --force to replace, or another --output-dir"]
+    return []
 
 
 def _read_templates(path: Path, ops: tuple[Op, ...]) -> arithmetic.Templates:

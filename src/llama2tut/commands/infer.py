@@ -9,8 +9,8 @@ from typing import Any
 
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, Result, visible
-from llama2tut.errors import DataError, UsageError
-from llama2tut.files import append_line, writing
+from llama2tut.errors import DataError, Faults, MachineError, UsageError
+from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 
 _AGAIN = "run the same command again: it goes on"
@@ -22,14 +22,28 @@ def run(request: InferRequest, console: Console) -> Result:
     Raises:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
-    prompts = _prompts(request)
+    faults = Faults()
+    prompts = faults.attempt(_prompts, request)
+    if request.output and (fault := output_fault(request.output)):
+        faults.append(f"--output {request.output} {fault}")
+    faults.refuse()
     config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, console,
                      template=prompts is not None and bool(request.task) and not request.raw)
     unset = InferRequest()
     if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
                                      for name in ("temperature", "top_p", "top_k")):
         console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
-    settings = _settings(request, config) if request.output else ""
+    if not request.output:
+        return _answer(request, config, prompts, console)
+    settings = _settings(request, config)
+    _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
+    with adding_to(request.output) as file:
+        return _answer(request, config, prompts, console, file, settings)
+
+
+def _answer(request: InferRequest, config: InferenceConfig, prompts: list[str] | None, console: Console,
+            file: int | None = None, settings: str = "") -> Result:
+    """Answer what is not in the output yet, which `file` is a handle of."""
     done = _rows_done(request.output, config, settings) if request.output else 0
     if done == len(config.prompts):
         console.note(f"{request.output} has all answers; there is nothing left to do")
@@ -51,14 +65,18 @@ def run(request: InferRequest, console: Console) -> Result:
         return Result("\n")
     answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
                                      first_row=done)
-    if request.output:
+    if request.output and file is not None:
         records = (record | {"settings": settings} for record in _records(config, answers, done))
-        _append(request.output, records, len(ids), done, console)
+        _append(request.output, file, records, len(ids), done, console)
         return Result(f"{request.output}\n")
     for record in _records(config, answers, done):
-        line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
-        console.write(visible(line) if console.out.isatty() else line)
+        _print(record, console)
     return Result()
+
+
+def _print(record: dict[str, Any], console: Console) -> None:
+    line = json.dumps(record, ensure_ascii=not console.out.isatty()) + "\n"
+    console.write(visible(line) if console.out.isatty() else line)
 
 
 def _prompts(request: InferRequest) -> list[str] | None:
@@ -123,14 +141,27 @@ def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Ite
             at += 1
 
 
-def _append(path: Path, records: Iterator[dict[str, Any]], total: int, done: int, console: Console) -> None:
-    """Append whole lines, so that what was answered stays answered whenever the run ends."""
-    with writing(path, _AGAIN):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _append(path: Path, file: int, records: Iterator[dict[str, Any]], total: int, done: int,
+            console: Console) -> None:
+    """Append whole lines, so that what was answered stays answered whenever the run ends.
+
+    Raises:
+        MachineError: the disk did not take a line; it and all that come after are on standard output.
+    """
+    fault = None
     for number, record in enumerate(records, done + 1):
-        with writing(path, _AGAIN):
-            append_line(path, record)
+        try:
+            if fault is None:
+                with writing(path, _AGAIN):
+                    append_line(file, record)
+        except MachineError as error:
+            fault = error
+            console.warn(f"{path} takes no more; this answer and the others go to standard output")
+        if fault:
+            _print(record, console)
         console.progress(f"{number:,}/{total:,} rows", last=number == total)
+    if fault:
+        raise fault
 
 
 def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
@@ -139,7 +170,7 @@ def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
     Raises:
         DataError: the file holds something else.
     """
-    if not path.exists():
+    if not path.exists() or is_special(path):
         return 0
     if path.is_dir():
         raise DataError(f"--output {path} is a folder; give a FILE.jsonl")

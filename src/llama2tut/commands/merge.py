@@ -1,6 +1,5 @@
 """`llama2tut merge`: base and adapter as one stand-alone model that plain transformers loads."""
 
-import errno
 import json
 import os
 import shlex
@@ -11,7 +10,7 @@ from typing import Any
 from llama2tut.config.requests import MergeRequest
 from llama2tut.console import Console, Result
 from llama2tut.errors import Faults, MachineError, UsageError
-from llama2tut.files import open_to_readers
+from llama2tut.files import open_to_readers, output_fault, staging, sync, writing
 from llama2tut.inference.agreement import alike, answer
 from llama2tut.inference.generate import Generator
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
@@ -36,8 +35,6 @@ def run(request: MergeRequest, console: Console) -> Result:
     Raises:
         UserError: adapter or base model cannot be used, the folder is taken, or the disk is full.
     """
-    from safetensors import SafetensorError
-
     folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
     base_model = resolve(base_of(adapter, request.model))
     notes = check_fit(adapter, base_model)
@@ -48,30 +45,26 @@ def run(request: MergeRequest, console: Console) -> Result:
     say(f"merging in {precision}: about {needed:.1f} GiB of memory ({free:.1f} are free), and as much on disk")
     for note in (*base_model.notes, *notes):
         console.warn(note)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        beside.mkdir(parents=True)
-        if shutil.disk_usage(beside).free < needed * 2**30:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with staging(folder) as new, writing(request.output_dir, "merge again"):
+        if (room := shutil.disk_usage(new).free / 2**30) < needed:
+            raise MachineError(f"--output-dir {request.output_dir}: the model takes {needed:.1f} GiB, and the disk has "
+                               f"{room:.1f} left: free some space, or give a folder on another disk")
         loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
         known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
-        _merged(loaded).save_pretrained(beside)
-        _make_readable_elsewhere(beside, base_model.path, loaded.adapter_ends[0])
+        _merged(loaded).save_pretrained(new)
+        _make_readable_elsewhere(new, base_model.path, loaded.adapter_ends[0])
         del loaded  # or two models would be in memory
-        written = load_model(resolve(str(beside)), [], quantization="none", precision=precision, device="cpu")
+        written = load_model(resolve(str(new)), [], quantization="none", precision=precision, device="cpu")
         if (same := alike(written.model, known, precision)) < len(known):
             raise RuntimeError(f"the merged model gives {same} of {len(known)} answers that base and adapter gave; "
                                "nothing was written")
         console.note(f"checked: base with adapter and the merged model answer {same} of {len(known)} prompts alike")
-        open_to_readers(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
-    except (OSError, SafetensorError) as error:
-        raise MachineError(f"--output-dir {request.output_dir} could not be written ({error}): free some space, or "
-                           "give a folder that you may write to") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        open_to_readers(new)
+        sync(new)
+        _refuse_taken(folder, request, Path(base_model.path))  # once more: merging takes minutes
+        if request.force and folder.exists():
+            os.replace(folder, new.with_name("old"))
+        os.replace(new, folder)  # which the system refuses where files have appeared
     return Result(f'{request.output_dir}\nnext: llama2tut infer --model {shlex.quote(str(request.output_dir))} '
                        '--prompt "…"\n')
 
@@ -138,6 +131,8 @@ def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:
     Raises:
         UsageError: something would be lost.
     """
+    if fault := output_fault(folder):
+        raise UsageError(f"--output-dir {request.output_dir} {fault}")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"--output-dir {request.output_dir} is a file or a link: give a new folder")
     files = list(folder.iterdir()) if folder.exists() else []

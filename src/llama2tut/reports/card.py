@@ -1,5 +1,6 @@
 """What people read about a run: training.json, loss.png and the model card README.md."""
 
+import io
 import json
 import math
 from collections.abc import Iterable
@@ -17,16 +18,20 @@ from llama2tut.training.loop import TrainingRun
 
 
 def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
-    """Write the picture, the card, and last training.json, whose presence says that the run is finished."""
+    """Write training.json, whose presence says that the run is finished, and then what illustrates it."""
     metrics = read_metrics(config.output_dir)
     summary = _summary(config, run, [entry["loss"] for entry in metrics if "loss" in entry])
     with writing(config.output_dir):
-        plot_losses(metrics, config.output_dir / "loss.png")
-        write_whole(config.output_dir / "README.md", model_card(config, summary))
         write_whole(config.output_dir / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
     console.note(f"trained {summary['steps']:,} steps in {clock(summary['seconds'])}, "
                  f"{summary['tokens_per_s']:,.0f} tokens/s; validation loss {_kept(summary)[0]:.4f}"
                  + (" (early stop)" if summary["stopped_early"] else ""))
+    for name, make in (("loss.png", lambda path: plot_losses(metrics, path)),
+                       ("README.md", lambda path: write_whole(path, model_card(config, summary)))):
+        try:
+            make(config.output_dir / name)
+        except Exception as error:  # whatever a drawing library or a full disk raises: the trained adapter is there
+            console.warn(f"{name} could not be made ({type(error).__name__}: {error}); the adapter is whole without it")
 
 
 def _summary(config: RunConfig, run: TrainingRun, losses: list[float]) -> dict[str, Any]:
@@ -53,17 +58,13 @@ def _kept(summary: dict[str, Any]) -> tuple[float, int]:
 
 def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
     """Training and validation loss over the steps, and the learning rate below; readable at thumbnail size."""
-    import os
-
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     metrics = list(metrics)
     steps = [entry for entry in metrics if "loss" in entry]
     evaluations = [entry for entry in metrics if entry.get("eval_loss") is not None]
-    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 5.5), height_ratios=(3, 1),
-                                         layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")  # without pyplot: no window, no backend of the machine's
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x, losses = [entry["step"] for entry in steps], [entry["loss"] for entry in steps]
     top.plot(x, losses, color="#9db8d9", linewidth=1)
     top.plot(x, _smooth(losses), color="#1f5fa8", linewidth=3, label="training")
@@ -88,13 +89,9 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
         axis.tick_params(labelsize=13)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(bottom=0)
-    beside = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(beside, format="png", dpi=100)
-        os.replace(beside, path)
-    finally:
-        plt.close(figure)
-        beside.unlink(missing_ok=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    write_whole(path, picture.getvalue())
 
 
 def _smooth(values: list[float]) -> list[float]:

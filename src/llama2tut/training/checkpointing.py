@@ -1,13 +1,15 @@
 """What a run leaves on disk while it runs: checkpoints to resume from, and the published adapter; whole or not at all.
 
 A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (optimizer and random states, read back with
-unpickling restricted to tensors) and state.json (step, micro-batch, best loss so far).
+unpickling restricted to tensors) and state.json (step, micro-batch, best loss so far, and the sha256 of the other two).
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from typing import Any
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig, read_run
 from llama2tut.errors import UsageError
-from llama2tut.files import open_to_readers, writing
+from llama2tut.files import open_to_readers, staging, sync, writing
 from llama2tut.models.adapters import BASE_DIGEST
+from llama2tut.models.loading import loading
 
 KEPT = 2
+_ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 # Flags that may differ between a run and its resumption: they do not change what is trained.
 _FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "eval_generate", "gpus",
          "gradient_checkpointing", "compile"}
@@ -49,48 +53,84 @@ class Position:
 
 
 def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Position) -> Path:
-    """Write `checkpoints/step-N`, then drop all but the newest two."""
+    """Write `checkpoints/step-N`, on the disk before it has its name; then drop all but the newest two up to it."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder = output_dir / "checkpoints" / f"step-{position.step}"
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with writing(folder):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()},
-                      beside / "adapter.safetensors")
-            random_states = {"cpu": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                random_states["cuda"] = torch.cuda.get_rng_state()
-            states = io.BytesIO()  # torch's own writer does not say what is wrong with a disk
-            torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, states)
-            (beside / "optimizer.pt").write_bytes(states.getbuffer())
-            (beside / "state.json").write_text(json.dumps(dataclasses.asdict(position)), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    for old in sorted(folder.parent.glob("step-*"), key=_step)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    with writing(folder), staging(folder.with_name("step")) as new:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()},
+                  new / _ADAPTER)
+        random_states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random_states["cuda"] = torch.cuda.get_rng_state()
+        states = io.BytesIO()  # torch's own writer does not say what is wrong with a disk
+        torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, states)
+        (new / _OPTIMIZER).write_bytes(states.getbuffer())
+        state = dataclasses.asdict(position) | {"sha256": _digests(new)}
+        (new / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        sync(new)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(new, folder)
+    before = [old for old in _checkpoints(output_dir) if _step(old) <= position.step]
+    for old in _checkpoints(output_dir):  # those of later steps were damaged, or the run would have gone on from them
+        if old not in before[-KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    whole = [file.parent for file in (output_dir / "checkpoints").glob("step-*/state.json")]
-    return max(whole, key=_step, default=None)
+def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, or None; and what is wrong with each newer one."""
+    damaged: list[str] = []
+    for folder in reversed(_checkpoints(output_dir)):
+        try:
+            read_position(folder)
+            if json.loads((folder / _STATE).read_bytes())["sha256"] == _digests(folder):
+                return folder, damaged
+            fault = "its files are not what was saved"
+        except OSError as error:
+            fault = f"{error.filename}: {error.strerror}"
+        except (ValueError, TypeError, KeyError, RecursionError):
+            fault = f"{_STATE} is damaged"
+        damaged.append(f"the checkpoint {folder} cannot be used ({fault})")
+    return None, damaged
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run by their steps, damaged ones too."""
+    found = (output_dir / "checkpoints").glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-[0-9]{1,18}", path.name)), key=_step)
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (_ADAPTER, _OPTIMIZER)}
+
+
 def read_position(folder: Path) -> Position:
     """Where the run stood when the checkpoint was written."""
-    return Position(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    return Position(**{name: value for name, value in state.items() if name != "sha256"})
+
+
+def read_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
+    """Put a checkpoint's adapter into the model, and give its optimizer's and random states.
+
+    Raises:
+        ModelError: they cannot be read, or are another model's.
+    """
+    import torch
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    with loading(f"the checkpoint {folder}"):
+        set_peft_model_state_dict(model, load_file(folder / _ADAPTER))
+        states: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        return states
 
 
 def refuse_changed(config: RunConfig) -> None:
@@ -130,15 +170,10 @@ def publish(output_dir: Path, part: Any) -> None:
         output_dir: the run's folder.
         part: has `save_pretrained`; a model card that it writes is left out, ours is the one to read.
     """
-    beside = output_dir / f".publish.{os.getpid()}"
-    with writing(output_dir):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
-            part.save_pretrained(beside)
-            open_to_readers(beside)
-            for file in sorted(beside.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-                if file.name != "README.md":
-                    os.replace(file, output_dir / file.name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    with writing(output_dir), staging(output_dir / "adapter") as new:
+        part.save_pretrained(new)
+        open_to_readers(new)
+        sync(new)
+        for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            if file.name != "README.md":
+                os.replace(file, output_dir / file.name)

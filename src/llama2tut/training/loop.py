@@ -11,11 +11,12 @@ from typing import Any
 
 from llama2tut.config.runs import METRICS_NAME, RunConfig
 from llama2tut.console import Console, clock
-from llama2tut.errors import DataError, Interrupted, TrainingError
-from llama2tut.files import append_line, writing
+from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
+from llama2tut.files import append_line, appending, writing
+from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples
-from llama2tut.training.checkpointing import Position, publish, read_position, save_checkpoint
+from llama2tut.training.checkpointing import Position, publish, read_checkpoint, read_position, save_checkpoint
 from llama2tut.training.evaluation import token_weighted_loss
 from llama2tut.training.packing import collate
 from llama2tut.training.schedule import Schedule, make_schedule
@@ -67,17 +68,12 @@ class TrainingRun:
 
     def on_model(self, model: Any) -> None:
         """The wrapped model, before its optimizer is made: kernels, resumed weights, hooks that see the loss."""
-        import torch
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise TrainingError("nothing would be trained: no parameter needs gradients; widen --lora-targets")
         self.model = model
         self.prepare(model)
         if self.checkpoint:
-            set_peft_model_state_dict(model, load_file(self.checkpoint / "adapter.safetensors"))
-            self._restore = torch.load(self.checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            self._restore = read_checkpoint(self.checkpoint, model)
         inner = model.get_base_model()
         inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
@@ -111,12 +107,13 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
-        """Ride on every optimizer step and catch Ctrl-C and SIGTERM, for as long as upstream's `main` runs."""
+        """Ride on every optimizer step and catch what stops a program, for as long as upstream's `main` runs."""
         from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
         handles = [register_optimizer_step_pre_hook(self._before_step),
                    register_optimizer_step_post_hook(self._after_step)]
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in STOPPING
+                  if signal.getsignal(number) != signal.SIG_IGN}  # as nohup has it
         try:
             yield
         finally:
@@ -163,7 +160,8 @@ class TrainingRun:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if "optimizer" in self._restore:
-            optimizer.load_state_dict(self._restore.pop("optimizer"))
+            with loading(f"the checkpoint {self.checkpoint}"):
+                optimizer.load_state_dict(self._restore.pop("optimizer"))
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self._current_step)
 
@@ -220,8 +218,8 @@ class TrainingRun:
 
     def _record(self, entry: dict[str, Any]) -> None:
         path = self.config.output_dir / METRICS_NAME
-        with writing(path):
-            append_line(path, entry)
+        with writing(path), appending(path) as handle:
+            append_line(handle, entry)
 
     def _watch(self, step: int, loss: float) -> None:
         """Say while it happens that training does not go well."""
