@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 from llama2tut.config.requests import FinetuneRequest
@@ -76,7 +77,7 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
            console: Console) -> Result:
     import torch
 
-    from llama2tut.models.loading import load_tokenizer
+    from llama2tut.models.loading import copy_tokenizer, load_tokenizer
     from llama2tut.models.memory import advice
     from llama2tut.reports.card import write_report
     from llama2tut.training.engine import train
@@ -106,7 +107,7 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
             _clear(config.output_dir)
         with writing(config.output_dir):
             config.write()
-        publish(config.output_dir, tokenizer)
+        publish(config.output_dir, partial(copy_tokenizer, config.model_path))
         score = None
         if config.request.eval_generate and task and rows:
             score = answer_scorer(config, task, rows, tokenizer, base_model.positions, console)

@@ -1,6 +1,7 @@
 """What a base model's folder holds, checked from JSON and safetensors headers alone; no weights are read."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from itertools import chain
@@ -143,6 +144,18 @@ def check_folder(folder: Path) -> dict[str, Any]:
             found = f"of shape {shapes[name]}" if name in shapes else "missing"
             raise ModelError(f"{folder}: {name} is {found} where config.json asks for {shape}: give a complete, "
                              "unquantised checkpoint")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ModelError(f"{folder} has no tokenizer.json or tokenizer.model: copy the tokenizer's files there too")
+    if not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.model").is_file():
+            raise ModelError(f"{folder} has no tokenizer.json or tokenizer.model: copy the tokenizer's files there too")
+        lacking = [name for name in ("sentencepiece", "protobuf") if not _installed(name)]
+        if lacking:
+            raise ModelError(f"{folder} has tokenizer.model and no tokenizer.json, which takes {', '.join(lacking)} to "
+                             f"read: pip install {' '.join(lacking)}")
     return config
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False

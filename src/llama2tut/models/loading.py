@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import MachineError, ModelError, UserError
+from llama2tut.models.checkpoint_files import read_json
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json", "chat_template.jinja")
+_OF_5 = ("backend", "is_local", "local_files_only")  # what transformers 5 notes of how it loaded a tokenizer
 
 
 @contextlib.contextmanager
@@ -77,9 +80,10 @@ def load_tokenizer(path: str) -> Any:
 
 
 def copy_tokenizer(path: str, folder: Path) -> None:
-    """Put the tokenizer's files of a checkpoint folder or hub id into `folder`, as they are.
+    """Put the tokenizer's files of a checkpoint folder or hub id into `folder`, so that transformers 4 reads them too.
 
-    What transformers 5 saves of a tokenizer, transformers 4 cannot read.
+    They are copied as they are: saved again by transformers 5 they would name a class that 4 does not know. Where the
+    base's own do, or name none (a model's configuration then decides, which an adapter has not), one of both stands in.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -87,6 +91,12 @@ def copy_tokenizer(path: str, folder: Path) -> None:
     for name in _TOKENIZER:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    if (named := settings.get("tokenizer_class")) in (None, "TokenizersBackend"):
+        settings = {key: value for key, value in settings.items() if key not in _OF_5}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast" if named else "LlamaTokenizer"
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_loadable(path: str) -> None:

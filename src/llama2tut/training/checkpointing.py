@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,15 +164,15 @@ def _refused(fault: str) -> str:
     return f"--resume: {fault}; put it back, or start anew with --force"
 
 
-def publish(output_dir: Path, part: Any) -> None:
+def publish(output_dir: Path, write: Callable[[Path], Any]) -> None:
     """Put an adapter or a tokenizer, as it is now, at the top of the output folder; weights move in last.
 
     Args:
         output_dir: the run's folder.
-        part: has `save_pretrained`; a model card that it writes is left out, ours is the one to read.
+        write: writes it into a folder; a model card that it writes too is left out, ours is the one to read.
     """
     with writing(output_dir), staging(output_dir / "adapter") as new:
-        part.save_pretrained(new)
+        write(new)
         open_to_readers(new)
         sync(new)
         for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".safetensors"):

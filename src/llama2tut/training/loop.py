@@ -129,7 +129,7 @@ class TrainingRun:
             TrainingError: the validation loss is not finite; the adapter is kept.
         """
         if self.config.request.keep == "last" or self.at.best_loss is None:
-            publish(self.config.output_dir, self.model)
+            publish(self.config.output_dir, self.model.save_pretrained)
         kept = self.last_validation_loss if self.config.request.keep == "last" else self.at.best_loss
         if kept is None or not math.isfinite(kept):
             raise TrainingError(f"the validation loss is {self.last_validation_loss}; the adapter was kept in "
@@ -238,7 +238,8 @@ class TrainingRun:
             self.console.progress(f"validation: {done:,}/{total:,} batches")))
         better = math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss)
         if better and self.config.request.keep == "best":
-            publish(self.config.output_dir, self.model)  # before answers are asked for, which can go wrong
+            # Before answers are asked for, which can go wrong.
+            publish(self.config.output_dir, self.model.save_pretrained)
         extra = self.score(self.model) if self.score else {}
         self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
         shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
