@@ -19,7 +19,7 @@ from llama2tut.resources import shipped
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # These say where and how to run, not what: a recipe may not hold them.
-FLAG_ONLY = {"output_dir", "config", "resume", "dry_run", "force"}
+FLAG_ONLY = {"output_dir", "config", "resume", "dry_run", "show", "force"}
 _WORDS = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text", Path: "path"}
 
 _TOP = """# Configuration

@@ -15,7 +15,8 @@ from llama2tut.config.runs import read_run
 from llama2tut.console import Console
 from llama2tut.errors import DataError
 from llama2tut.tasks.examples import Examples, split_examples
-from llama2tut.tasks.sources import SPLITS, load_rows
+from llama2tut.tasks.rows import load_rows
+from llama2tut.tasks.sources import SPLITS
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM, Task
 from llama2tut.tasks.tokenize import encode_rows
 from llama2tut.training.packing import collate
@@ -60,14 +61,14 @@ def _preprocessed(task: Task, dataset_config: Any, tokenizer: Any, split: str) -
     if split not in SPLITS:
         raise DataError(f"custom_dataset has no split {split}; name two of {', '.join(SPLITS)}")
     rows = load_rows(task, dataset_config.data_path or None, seed=42, splits=(split,))
-    examples, shortened = encode_rows(tokenizer, task, getattr(rows, split), _LONGEST, f"{rows.source}, {split}")
+    found = encode_rows(tokenizer, task, getattr(rows, split), _LONGEST, f"{rows.source}, {split}")
     console = Console()
-    for note in rows.notes:
+    for note in (*rows.notes, *found.notes):
         console.warn(note)
-    if shortened:
-        console.note(f"{split}: {shortened:,} of {len(examples):,} rows were longer than {_LONGEST:,} tokens and were "
-                     "shortened at their front")
-    return Examples(examples, split, shortened)
+    if found.cut:
+        console.note(f"{split}: {found.cut:,} of {len(found.examples):,} rows were longer than {_LONGEST:,} tokens and "
+                     "were shortened at their front")
+    return Examples(found.examples, split, found.cut)
 
 
 def _collator(tokenizer: Any) -> Collator:

@@ -173,7 +173,8 @@ def test_flags_that_would_have_no_effect(command, flags, fault):
 
 
 @pytest.mark.parametrize(("task", "folder"), [
-    ("samsum", "outputs/samsum"), ("a/b/titles.yaml", "outputs/titles"), ("own.py:rows", "outputs/own"),
+    ("samsum", "outputs/samsum"), ("a/b/titles.yaml", "outputs/titles"), ("own.py:rows", "outputs/own-rows"),
+    ("own.py", "outputs/own"), ("own.py:get_custom_dataset", "outputs/own"),
     ("../x.yml", "outputs/x"), ("a:b.yaml", "outputs/a:b")])
 def test_the_output_folder_is_named_after_the_task(task, folder):
     assert default_output_dir(task) == Path(folder)

@@ -313,3 +313,14 @@ def test_refusals_name_the_flag(compare, flags, words):
     outcome = compare(*flags)
     assert (outcome.code, outcome.out) == (2, "")
     assert words in outcome.err
+
+
+@pytest.mark.parametrize(("flags", "warned"), [
+    ((), False), (("--split", "train"), True), (("--data", "{data}/arithmetic_train.csv"), True),
+    (("--data", "{data}/arithmetic_test.csv"), False), (("--data", "{data}"), False),
+    (("--data", "renamed.csv"), True)])
+def test_rows_that_an_adapter_was_trained_on_are_warned_of(compare, adapters, arithmetic_dir, flags, warned):
+    shutil.copy(arithmetic_dir / "arithmetic_train.csv", adapters / "renamed.csv")
+    outcome = compare("--adapter", "outputs/one", "--limit", 1, *(flag.format(data=arithmetic_dir) for flag in flags))
+    assert outcome.code == 0, outcome.err
+    assert ("outputs/one was trained on the rows that are asked here" in outcome.err) == warned

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from llama2tut.errors import DataError
+from llama2tut.reports.dry_run import extremes, trained_share
 from llama2tut.training.loop import TrainingRun
 
 
@@ -102,6 +104,24 @@ def get_custom_dataset(dataset_config, tokenizer, split):
                       "--model", toy_model_dir, "--gpus", 0, "--output-dir", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "calls").read_text().split() == ["train", "validation"]
+
+
+def test_a_python_task_that_validates_on_what_it_trains_is_warned_of(run_cli, tmp_path, toy_model_dir):
+    (tmp_path / "own.py").write_text("""
+def same(dataset_config, tokenizer, split):
+    return [{"input_ids": [5, 6 + n], "labels": [-100, 7]} for n in range(4)]
+
+def other(dataset_config, tokenizer, split):
+    return [{"input_ids": [5, 6 + n + len(split)], "labels": [-100, 7]} for n in range(4)]
+""")
+    for function, warned in (("same", True), ("other", False)):
+        outcome = run_cli("finetune", "--task", f"{tmp_path / 'own.py'}:{function}", "--max-steps", 1, "--gpus", 0,
+                          "--model", toy_model_dir, "--output-dir", tmp_path / function)
+        assert outcome.code == 0, outcome.err
+        assert ("4 of 4 validation examples are trained on too (4 examples (1, 2, 3, …))" in outcome.err) == warned
+    # The command that it prints works, which compare does not where there are no rows to ask.
+    command = outcome.out.splitlines()[1].removeprefix("next: llama2tut ")
+    assert run_cli(*shlex.split(command), "--max-new-tokens", 1).code == 0
 
 
 def test_plain_peft_loads_the_adapter(finetune, tmp_path, toy_model_dir):
@@ -481,8 +501,25 @@ def test_dry_run_shows_the_course_and_writes_nothing(finetune, tmp_path):
     for part in ("batch_size: 4", "custom_dataset.file:", "train: 40 rows of", "20 batches, 20 steps", "[["):
         assert part in outcome.out
     trained = outcome.out.split("[[")[2].split("]]")[0]
-    assert trained.endswith("</s>")
+    assert trained.endswith("«</s>»")
     assert "=" in trained
+    [ids] = [line for line in outcome.out.splitlines() if line.startswith("ids: ")]
+    assert ids.startswith("ids: 1 ")
+    assert ids.endswith(" 2]]")
+
+
+def test_dry_run_shows_as_many_examples_as_asked(finetune):
+    out = finetune("--dry-run", "--show", 3).out
+    assert out.count("\nids: ") == 3
+    assert out.count("«<s>»Calculate") == 3
+
+
+def test_dry_run_says_where_rows_go_wrong():
+    lengths = [9, 3, 7, 5, 11, 3]
+    examples = [{"input_ids": [5] * n, "labels": [-100] * (n - 1) + [5], "attention_mask": [1] * n} for n in lengths]
+    assert trained_share(examples) == 6 / 38
+    assert extremes(examples) == ("longest examples (tokens): 5 (11), 1 (9), 3 (7), 4 (5), 2 (3); "
+                                  "shortest: 6 (3), 2 (3), 4 (5), 3 (7), 1 (9)")
 
 
 def test_eval_generate_scores_validation_rows(finetune, tmp_path):

@@ -64,7 +64,7 @@ def test_recipes_templates_and_samples_are_found_outside_the_repository(anywhere
     for key in ("limit", "batch_size", "lr"):
         assert f"\n{key}: {recipe[key]}\n" in plan
     found = run(sys.executable, "-c", "from llama2tut.resources import shipped\n"
-                "from llama2tut.tasks.sources import load_rows\n"
+                "from llama2tut.tasks.rows import load_rows\n"
                 "from llama2tut.tasks.task import SAMSUM\n"
                 "print(len(load_rows(SAMSUM, 'dialogues', seed=0, splits=('test',)).test))\n"
                 f"for name in {SHIPPED}:\n"

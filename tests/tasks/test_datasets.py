@@ -12,7 +12,7 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig
 from llama2tut.errors import DataError, UserError
 from llama2tut.tasks.examples import Examples
-from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 from llama2tut.tasks.tokenize import encode_example
 

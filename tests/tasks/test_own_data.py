@@ -12,7 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from llama2tut.tasks.metrics import score
-from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.task_files import load_task
 
 REPOSITORY = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_every_kind_of_source_is_trained_on(make, tmp_path, monkeypatch, toy_mod
     dry = run_cli(*line, "--dry-run")
     assert dry.code == 0, dry.err
     assert ": 16 train / 4 validation rows\n" in dry.out
-    assert "Ann: 0?\\r\nBo: yes 😀\n---\nSummary:\n[[Bo says yes to 0.</s>]]" in dry.out
+    assert "Ann: 0?\\r\nBo: yes 😀\n---\nSummary:\n[[Bo says yes to 0.«</s>»]]\nids: 1 " in dry.out
     assert not (tmp_path / "outputs").exists()
     done = run_cli(*line, "--max-steps", 1)
     assert done.code == 0, done.err

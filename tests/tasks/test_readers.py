@@ -163,9 +163,20 @@ def test_csv_and_json_need_nothing_heavy(tmp_path):
     (tmp_path / "t.csv").write_text("instruction,output,answer\n" + "".join(f"{n},{n},{n}\n" for n in range(40)))
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(dict.fromkeys(("instruction", "output", "answer"), n)) + "\n"
                                               for n in range(40)))
-    code = ("import sys; from llama2tut.tasks.sources import load_rows; from llama2tut.tasks.task import ARITHMETIC\n"
+    code = ("import sys; from llama2tut.tasks.rows import load_rows; from llama2tut.tasks.task import ARITHMETIC\n"
             "for name in sys.argv[1:]: assert len(load_rows(ARITHMETIC, name, seed=1).train) == 36\n"
             "print(sorted({'torch', 'datasets', 'pyarrow', 'numpy', 'py7zr'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "t.csv", tmp_path / "t.jsonl"],
                           capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_empty_columns_at_the_right_end_of_a_csv_are_none():
+    table = read_table("a.csv", b"a,b,,\n1,2,,\n3,4,, \n")
+    assert table.columns == ("a", "b")
+    assert table.rows == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
+    assert read_table("a.csv", b"a,b\n1,2,\n3,4,\n").rows == table.rows
+    with pytest.raises(DataError, match="row 1: 3 cells under 2 columns"):
+        read_table("a.csv", b"a,b\n1,2,3\n")
+    with pytest.raises(DataError, match="two columns are called ''"):
+        read_table("a.csv", b"a,b,,\n1,2,x,\n")

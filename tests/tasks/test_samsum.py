@@ -13,7 +13,7 @@ from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console
 from llama2tut.inference.config import prompt_ids, resolve_inference
 from llama2tut.tasks.metrics import score
-from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.task import SAMSUM
 from llama2tut.tasks.tokenize import encode_example
 from llama2tut.training import compat

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from llama2tut.errors import DataError
-from llama2tut.tasks.sources import Rows, describe, load_rows
+from llama2tut.tasks.rows import Rows, describe, load_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 COUNTS = {"train": 8, "validation": 2, "test": 3}
@@ -260,7 +260,8 @@ def test_rows_of_train_may_not_stand_in_test(tmp_path):
     faults = refused(tmp_path)
     assert len(faults) == 1
     assert faults[0].startswith("3 of 200 test rows stand in train too (")
-    assert faults[0].endswith("; delete them from one of the two")
+    assert "; delete them from one of the two, or give --data " in faults[0]
+    assert f"--data {tmp_path}/train.csv alone" in faults[0]
 
 
 def test_validation_that_is_the_test_is_noted(tmp_path):
@@ -286,3 +287,92 @@ def test_a_folder_without_recognisable_files(tmp_path):
     assert refused(tmp_path) == [
         f"folder {tmp_path}: no csv, json, jsonl or parquet file with train, validation (val, dev) or test in its name "
         f"(there: {tmp_path}/a.csv, {tmp_path}/b.csv); rename them, or name one file with --data"]
+
+
+# Rows that were trained on, in other clothes
+
+def test_the_tutorials_own_folder_is_refused_with_every_row_and_a_way_on(tmp_path):
+    """Eight of 500 validation rows are trained on, and the test file is the validation file."""
+    train, validation = dialogues("train", 900), dialogues("validation", 500)
+    validation[::70] = [{**row, "id": f"v{n}"} for n, row in enumerate(train[100:108])]
+    for name, rows in (("train.csv", train), ("validation.csv", validation), ("test.csv", validation)):
+        write(tmp_path / name, rows)
+    faults = refused(tmp_path)
+    assert [fault.split(" (")[0] for fault in faults] == [
+        "8 of 500 validation rows stand in train too", "8 of 500 test rows stand in train too",
+        "500 of 500 validation rows stand in test too"]
+    assert all(f"validation.csv row {1 + 70 * n} is {tmp_path}/train.csv row {101 + n}" in faults[0] for n in range(8))
+    assert load(tmp_path / "train.csv").notes == tuple(
+        f"file {tmp_path}/train.csv: no {split} split; 45 train rows are held out for it by seed 42"
+        for split in ("validation", "test"))
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({}, None),
+    ({"dialogue": "ANN:  Train 7 \n😀 Bo: OK, \"bye\""},
+     "1 of the test rows are train rows but for capitals and spaces"),
+    ({"summary": "another"}, "1 of the test rows ask what a train row asks, with another answer"),
+])
+def test_a_test_row_that_was_trained_on_in_other_clothes(tmp_path, change, says):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    row = {**dialogues("train", 8)[7], "id": "new", **change}
+    write(tmp_path / "test.csv", [*ALL["test"][:-1], row])
+    if not change:
+        assert "test rows stand in train too" in refused(tmp_path)[0]
+        return
+    assert [note.split(" (")[0] for note in load(tmp_path).notes] == [says]
+    assert f"{tmp_path}/test.csv row {len(ALL['test'])}: {tmp_path}/train.csv row 8" in load(tmp_path).notes[0]
+
+
+# What machines leave behind
+
+def test_files_that_macos_puts_beside_ours_are_no_rows(tmp_path):
+    write_all(tmp_path, "train.csv", "val.csv", "test.csv")
+    (tmp_path / "._train.csv").write_bytes(b"\0\5\26\7")
+    (tmp_path / ".test.json").write_text("[]")
+    assert splits_of(load(tmp_path)) == ALL
+    with py7zr.SevenZipFile(tmp_path / "corpus.7z", "w") as archive:
+        for split, rows in ALL.items():
+            archive.writestr(json.dumps(rows), f"{split}.json")
+            archive.writestr(b"\0\5\26\7", f"__MACOSX/._{split}.json")
+    assert splits_of(load(tmp_path / "corpus.7z")) == ALL
+
+
+def test_a_header_that_stands_again_is_noted(tmp_path):
+    rows = dialogues("train", 40)
+    rows.insert(20, {name: name for name in rows[0]})
+    notes = load(write(tmp_path / "rows.csv", rows)).notes
+    assert f"{tmp_path}/rows.csv: the header stands again as row 21" in notes
+
+
+def test_class_numbers_become_the_names_that_the_schema_has(tmp_path):
+    import datasets
+
+    task = replace(ARITHMETIC, prompt="{text}", target="label", reference="label")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = [{"text": f"t{n}", "label": n % 2} for n in range(60)]
+    saved = datasets.Dataset.from_list(rows, features=features)
+    saved.to_parquet(tmp_path / "rows.parquet")
+    saved.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "rows.parquet", tmp_path / "saved"):
+        found = load(path, task)
+        assert {(row["text"], row["label"]) for row in (*found.train, *found.validation, *found.test)} == {
+            (row["text"], ["no", "yes"][row["label"]]) for row in rows}
+
+
+def test_rows_without_a_class_are_refused_as_empty(tmp_path):
+    import datasets
+
+    task = replace(ARITHMETIC, prompt="{text}", target="label", reference="label")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_list([{"text": f"t{n}", "label": n % 2 or -1} for n in range(4)],
+                               features=features).to_parquet(tmp_path / "rows.parquet")
+    assert "column 'label': empty in 2 rows (1, 3)" in refused(tmp_path / "rows.parquet", task)[0]
+
+
+def test_folders_of_configurations_are_named(tmp_path):
+    for name in ("plain", "long"):
+        write(tmp_path / name / "train.parquet", ALL["train"])
+    [fault] = refused(tmp_path)
+    assert "(long, plain)" in fault
+    assert fault.endswith(f"--data {tmp_path}/long")

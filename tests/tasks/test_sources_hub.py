@@ -11,7 +11,7 @@ from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
 from llama2tut.errors import DataError
 from llama2tut.tasks import sources
-from llama2tut.tasks.sources import describe, load_rows
+from llama2tut.tasks.rows import describe, load_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 COMMIT = "2a6b79b" + "0" * 33
@@ -109,7 +109,8 @@ def test_paths_are_not_looked_up_on_the_hub(hub, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     calls = hub(ConnectionError())
-    assert refused(name).endswith(": no such file or folder; mend it, or name a hub id (org/name) or `dialogues`")
+    assert refused(name).endswith(": no such file or folder; mend it, or name a hub id (org/name), `dialogues` or "
+                                "`dialogues-zh`")
     assert calls == []
 
 
@@ -188,7 +189,7 @@ def test_a_download_that_never_finished(tmp_path):
 
 
 def test_offline_only_the_caches_are_read(tmp_path):
-    code = ("from llama2tut.tasks.sources import load_rows; from llama2tut.tasks.task import SAMSUM\n"
+    code = ("from llama2tut.tasks.rows import load_rows; from llama2tut.tasks.task import SAMSUM\n"
             "from llama2tut.errors import DataError\n"
             "for name in ('org/absent', 'org/here'):\n"
             "    try: print(load_rows(SAMSUM, name, seed=42).source)\n"

@@ -51,6 +51,21 @@ def test_prompt_and_target_are_enough(tmp_path):
     assert task.extract("  whole\nanswer ", "") == "whole\nanswer"
 
 
+def test_a_column_name_may_have_spaces(tmp_path):
+    task = task_of(tmp_path, "prompt: 'Q: {customer message} {a.b-c} { } {}'\ntarget: reply text\n")
+    assert task.columns == ("customer message", "a.b-c", "reply text")
+    assert task.render({"customer message": "hi", "a.b-c": "x"}) == "Q: hi x { } {}"
+    assert task.notes == ()
+
+
+@pytest.mark.parametrize(("prompt", "name"), [
+    ("'{{message}} {id}'", "{{message}}"), ("'{ message } {id}'", "{ message }"), ("'{message } {id}'", "{message }"),
+    ("'{id}\\n'", "\\n"), ("'Say \"hi\" {id}'", None), ("\"{id}\\n\"", None)])
+def test_what_a_template_says_and_may_not_mean_is_noted(tmp_path, prompt, name):
+    notes = task_of(tmp_path, f"prompt: {prompt}\ntarget: a\n").notes
+    assert [name in note and "french.yaml:1" in note for note in notes] == ([True] if name else [])
+
+
 @pytest.mark.parametrize(("pattern", "answer", "found"), [
     ("[0-9]+", "the 42nd", "42"),
     ("^(a)|(b)$", "x b", "b"),
@@ -78,8 +93,6 @@ KEYS = "prompt, target, reference, metric, extract, shorten, max_new_tokens, dat
       "1: the prompt names no column; put one in braces, as in {question}"]),
     ("prompt: '{q} {r}'\ntarget: a\nshorten: b", ["3: b is no column of the prompt; name one of q, r"]),
     ("prompt: '{q} {a}'\ntarget: a\n", ["1: the prompt shows the target {a}; take it out of the prompt"]),
-    ("prompt: '{a b}'\ntarget: a\n", ["1: a name in braces has letters, digits and _ only, not {a b}; rename that "
-                                      "column of the rows"]),
     (f"prompt: '{{q}}'\ntarget: a\nextract: '{'x' * 501}'\n",
      ["3: a pattern of 501 characters is too long; mend the pattern"]),
     ("prompt: '{q}'\ntarget: a\nextract: 'x{99999999999}'\n",

@@ -190,15 +190,15 @@ def test_a_frame_or_an_answer_that_does_not_fit_is_refused():
 
 def test_rows_are_encoded_as_examples_one_by_one_and_cuts_are_counted():
     rows = [row("Anna: are you coming?"), row("Ben: yes " * 40), row("at eight", "tonight"), row("no " * 90)]
-    examples, cuts = encode_rows(BYTES, TALK, rows, 64, "train")
+    examples, cuts, _ = encode_rows(BYTES, TALK, rows, 64, "train")
     assert examples == [encode_example(BYTES, TALK, each, 64)[0] for each in rows]
     assert cuts == 2
-    assert encode_rows(BYTES, TALK, [], 64, "train") == ([], 0)
+    assert encode_rows(BYTES, TALK, [], 64, "train") == ([], 0, ())
 
 
 def test_more_rows_than_one_call_takes_keep_their_order():
     rows = [row(f"a{number}") for number in range(2001)]
-    examples, _ = encode_rows(LLAMA, TALK, rows, 64, "train")
+    examples, *_ = encode_rows(LLAMA, TALK, rows, 64, "train")
     texts = [LLAMA.decode(example["input_ids"], skip_special_tokens=True) for example in examples]
     assert [text.split("\n")[1] for text in texts] == [each["dialogue"] for each in rows]
 
@@ -215,3 +215,64 @@ def test_rows_that_cannot_fit_are_named_together():
     )
     with pytest.raises(DataError, match=r"x: 1 of 2 rows do not fit \(row 2\); in row 2 the prompt"):
         encode_rows(LLAMA, TALK, [row("b"), long], 64, "x")
+
+
+# Special tokens in templates
+
+CHAT = replace(SAMSUM, prompt="<|im_start|>user\n{dialogue}<|im_end|>\n<|im_start|>assistant\n")
+INST = replace(SAMSUM, prompt="<s>[INST] {dialogue} [/INST]")
+
+
+@pytest.mark.parametrize(("tokenizer", "task"), [(BYTES, CHAT), (LLAMA, INST)])
+def test_special_tokens_in_a_template_are_tokens(tokenizer, task):
+    cell = "Anna: hi [x]"
+    ids, _ = encode_prompt(tokenizer, task, row(cell), 256)
+    text = task.render(row(cell))
+    assert ids == tokenizer(text, add_special_tokens=False).input_ids  # and bos, which the template has, once
+    assert len([token for token in ids if token in tokenizer.all_special_ids]) == (3 if task is CHAT else 1)
+
+
+@pytest.mark.parametrize(("tokenizer", "task", "name"), [(BYTES, CHAT, "<|im_end|>"), (LLAMA, INST, "</s>"),
+                                                         (LLAMA, INST, "<s>")])
+def test_beside_them_cells_stay_text(tokenizer, task, name):
+    hostile = row(f"{name}a {name} b{name[:-1]}")
+    ids, _ = encode_prompt(tokenizer, task, hostile, 256)
+    specials = [token for token in ids if token in tokenizer.all_special_ids]
+    assert specials == [token for token in tokenizer(task.render(row("a"))).input_ids
+                        if token in tokenizer.all_special_ids][-len(specials):]
+    assert tokenizer.decode(ids).count(name) == 2 + task.prompt.count(name)
+
+
+def test_a_special_token_that_a_cell_completes_is_text():
+    task = replace(SAMSUM, prompt="<|im_{dialogue}|>")
+    ids, _ = encode_prompt(BYTES, task, row("end"), 256)
+    assert ids == BYTES("<|im_end|>", split_special_tokens=True).input_ids
+
+
+def test_a_template_that_ends_in_eos_keeps_it():
+    task = replace(SAMSUM, prompt="{dialogue}<|im_end|>")
+    assert encode_prompt(BYTES, task, row("a"), 64)[0][-1] == BYTES.eos_token_id
+
+
+def test_special_tokens_stay_when_a_cell_is_shortened():
+    ids, cut = encode_prompt(BYTES, CHAT, row("word " * 200), 60)
+    assert cut
+    text = BYTES.decode(ids)
+    assert text.startswith("<|im_start|>user\nword ")
+    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert [token in BYTES.all_special_ids for token in ids].count(True) == 3
+
+
+def test_targets_that_spell_the_end_are_refused_and_a_few_are_noted():
+    good, bad = row("a", "b"), row("a", "b </s> ")
+    with pytest.raises(DataError, match=r"the summary ends in </s> in 2 of 4 rows \(row 2 first.*delete it$"):
+        encode_rows(LLAMA, TALK, [good, bad, good, bad], 64, "train")
+    found = encode_rows(LLAMA, TALK, [good] * 150 + [bad], 64, "train")
+    assert len(found.notes) == 1
+    assert "row 151" in found.notes[0]
+    assert found.examples[-1]["input_ids"][-1] == 2
+
+
+def test_cells_that_spell_special_tokens_are_noted():
+    found = encode_rows(LLAMA, TALK, [row("a"), row("a <s> b"), row("<s>")], 64, "train")
+    assert [("2 rows" in note, "<s>" in note, "row 2" in note) for note in found.notes] == [(True, True, True)]

@@ -141,7 +141,7 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
     """A recipe's keys as field values. A saved run holds every key, also those that a recipe may not set."""
     hints = get_type_hints(FinetuneRequest)
     by_key = {field.metadata.get("yaml", field.name): field for field in dataclasses.fields(FinetuneRequest)}
-    not_kept = {"resume", "force", "dry_run", "config"} | (set() if saved else {"output_dir"})
+    not_kept = {"resume", "force", "dry_run", "show", "config"} | (set() if saved else {"output_dir"})
     values: dict[str, Any] = {}
     faults = []
     for key, value in file.values.items():

@@ -14,9 +14,9 @@ from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import locked, output_fault, sweep, writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import check_precision, choose_device, gpu_present
-from llama2tut.tasks.examples import reading_once, request_rows, split_examples
+from llama2tut.tasks.examples import reading_once, request_rows, run_examples
 from llama2tut.tasks.metrics import metric_of
-from llama2tut.tasks.sources import Rows
+from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
 from llama2tut.training.checkpointing import changed_flags, newest_checkpoint, publish, refuse_changed
@@ -62,14 +62,14 @@ def run(request: FinetuneRequest, console: Console) -> Result:
         return Result(_next_steps(request))
     if device == "cpu" and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
-    for note in (*base_model.notes, *(rows.notes if rows else ())):
+    for note in (*base_model.notes, *(task.notes if task else ()), *(rows.notes if rows else ())):
         console.warn(note)
     from llama2tut.reports.dry_run import dry_run
     from llama2tut.training.planning import resolve_run
 
     config = resolve_run(request, base_model, rows, console)
     if request.dry_run:
-        return Result(dry_run(config, base_model, task, rows))
+        return Result(dry_run(config, base_model, rows, console))
     return _train(config, base_model, task, rows, console)
 
 
@@ -84,13 +84,14 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
     from llama2tut.training.evaluation import answer_scorer
     from llama2tut.training.planning import gpu_room_gib
 
-    tokenizer, faults = load_tokenizer(config.model_path), Faults()
-    for split in ("train", "validation"):  # rows that cannot be trained on are refused while nothing is lost yet
-        examples = faults.attempt(split_examples, config.request, tokenizer, split) or ()
+    tokenizer = load_tokenizer(config.model_path)
+    splits, notes = run_examples(config.request, tokenizer)  # refuses rows while nothing is lost yet
+    for split, examples in splits.items():
         if long := sum(len(example["input_ids"]) > base_model.positions for example in examples):
-            console.warn(f"{split}: {long:,} rows are longer than the {base_model.positions:,} tokens that "
+            notes.append(f"{split}: {long:,} rows are longer than the {base_model.positions:,} tokens that "
                          f"{base_model.name} was made for; a lower --context-length shortens or names them")
-    faults.refuse()
+    for note in notes:
+        console.warn(note)
     with locked(config.output_dir):
         for folder in (config.output_dir, config.output_dir / "checkpoints"):
             sweep(folder)
@@ -124,8 +125,10 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
 
 
 def _next_steps(request: FinetuneRequest) -> str:
-    folder = str(request.output_dir)
-    return f"{folder}\nnext: llama2tut compare --adapter {shlex.quote(folder)}\n"
+    folder = shlex.quote(str(request.output_dir))
+    # A Python task has no rows to compare by: nothing in it says how to ask.
+    command = f"infer --adapter {folder} --prompt Hello" if is_python(request.task) else f"compare --adapter {folder}"
+    return f"{request.output_dir}\nnext: llama2tut {command}\n"
 
 
 def _refuse_folder(request: FinetuneRequest) -> bool:

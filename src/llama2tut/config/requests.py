@@ -47,7 +47,7 @@ class FinetuneRequest:
     """Train a LoRA adapter through llama_recipes.finetuning.main."""
 
     task: str = flag(..., "samsum, arithmetic, a TASK.yaml, or a FILE.py[:func] for llama-recipes", group="What")
-    data: str | None = flag(None, "folder, file or hub id; `dialogues`: the sample that ships with llama2tut",
+    data: str | None = flag(None, "folder, file or hub id; `dialogues`, `dialogues-zh`: samples that ship here",
                             group="What")
     model: str | None = flag(None, "hub id, folder or alias [meta-llama/Llama-2-7b-hf with a GPU, else smollm2-135m]",
                              group="What")
@@ -100,6 +100,7 @@ class FinetuneRequest:
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
     dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing", group="Run")
+    show: int = flag(1, "with --dry-run: N examples as the model gets them", least=1, group="Run")
     force: bool = flag(False, "replace a finished run in the output folder", group="Run")
 
 

@@ -13,7 +13,8 @@ from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.readers import cell_text
-from llama2tut.tasks.sources import load_rows
+from llama2tut.tasks.rows import load_rows
+from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task, task_digest
 
@@ -95,7 +96,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                                splits=(request.split,), also=tuple(name for name in by if name not in own_groups(task)))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
-        notes += found.notes if found else ()
+        notes += (*task.notes, *(found.notes if found else ()))
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     base_model = resolve_last(base, faults)
@@ -106,6 +107,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
     notes += _apart(trained, own_rows=bool(rows) and not request.data)
     notes += [note for adapter in trained for note in check_fit(adapter, base_model)]
+    other = request.split == "train" or request.data not in (None, saved.get("data"))
+    notes += _trained_on(found.digests if found and other else {}, request.split, trained)
     for note in (*base_model.notes, *notes):
         console.warn(note)
     quantization = request.quantization or (
@@ -141,6 +144,16 @@ def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[st
     """A warning for each file that is not what it was when an adapter was trained with it."""
     return [f"{file} has changed since {adapter.path} was trained; the scores may not mean what they seem to"
             for adapter in adapters for file, digest in digests.items() if adapter.digests.get(file, digest) != digest]
+
+
+def _trained_on(digests: Mapping[str, str], split: str, adapters: Iterable[Adapter]) -> Iterator[str]:
+    """A warning for each adapter that was trained on what is asked: the train split, or the same file as another."""
+    asked = {digest: file for file, digest in digests.items() if len(digests) == 1 or split_of(file) == split}
+    for adapter in adapters:
+        files = {file for file, digest in adapter.digests.items() if split_of(file) == "train" and digest in asked}
+        if files:
+            yield (f"{adapter.path} was trained on the rows that are asked here ({', '.join(sorted(files))}); the "
+                   "scores say what it has kept, not what it has learnt: give rows that it has not seen")
 
 
 def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> list[list[int]]:

@@ -2,43 +2,49 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from llama2tut.config.runs import RunConfig
-from llama2tut.console import visible
+from llama2tut.console import Console, visible
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.models.memory import Estimate, estimate
-from llama2tut.tasks.examples import split_examples
-from llama2tut.tasks.sources import Rows, describe
-from llama2tut.tasks.task import Task
+from llama2tut.tasks.examples import run_examples
+from llama2tut.tasks.rows import Rows, describe
+from llama2tut.tasks.tokenize import Example
 from llama2tut.training.planning import gpu_room_gib
 
 # What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
 _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
 
 
-def dry_run(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None) -> str:
+def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console: Console) -> str:
     """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
     from llama2tut.training.engine import upstream_arguments
     from llama2tut.training.schedule import make_schedule
 
     tokenizer = load_tokenizer(config.model_path)
-    splits = {split: split_examples(config.request, tokenizer, split) for split in ("train", "validation")}
+    splits, notes = run_examples(config.request, tokenizer)
+    for note in notes:
+        console.warn(note)
     schedule = make_schedule([len(example["input_ids"]) for example in splits["train"]], config.request)
     total = sum(len(splits["train"][index]["input_ids"])
                 for _, batch in schedule.batches for row in batch for index in row)
     rate = (_H100_TOKENS_PER_S if config.device == "cuda" else _CPU_TOKENS_PER_S) / base_model.parameters
     lines = ["# configuration", *_pairs(config.to_dict()["request"]), "", "# llama_recipes.finetuning.main"]
     lines += [*_pairs(upstream_arguments(config)), "", "# rows", *([describe(rows)] if rows else [])]
-    lines += [f"{split}: {lengths(examples)}; {examples.shortened} shortened" for split, examples in splits.items()]
-    example = splits["train"][0]
-    trained = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]
-    prompt = example["input_ids"][:len(example["input_ids"]) - len(trained)]
+    for split, examples in splits.items():
+        lines += [f"{split}: {lengths(examples)}; {examples.shortened:,} shortened at the front of their prompts",
+                  f"  no target is cut; {trained_share(examples):.1%} of the tokens are trained on",
+                  f"  {extremes(examples)}"]
     like = "GPU is an H100" if config.device == "cuda" else "CPU is as fast as the two cores that were measured"
-    lines += ["", "# the first example; the part in [[ ]] is trained on",
-              f"{tokenizer.decode(prompt)}[[{tokenizer.decode(trained)}]]", "", "# course",
+    for number, example in enumerate(splits["train"][:config.request.show], 1):
+        lines += ["", f"# example {number}; what is in [[ ]] is trained on, and « » mark special tokens",
+                  *marked(tokenizer, example)]
+    lines += ["", "# course",
               f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
     # Packed rows are filled up; a padded batch is only as wide as its longest row.
@@ -56,6 +62,37 @@ def lengths(examples: Iterable[Any]) -> str:
     sizes = sorted(len(example["input_ids"]) for example in examples)
     return (f"{len(sizes):,} rows of {sizes[0]} to {sizes[-1]} tokens (median {statistics.median(sizes):.0f}, "
             f"mean {statistics.mean(sizes):.0f}, 95 % under {sizes[int(0.95 * (len(sizes) - 1))] + 1})")
+
+
+def trained_share(examples: Sequence[Example]) -> float:
+    """The share of the tokens that the loss is taken on, 0 to 1."""
+    trained = sum(label != -100 for example in examples for label in example["labels"])
+    return trained / sum(len(example["input_ids"]) for example in examples)
+
+
+def extremes(examples: Sequence[Example]) -> str:
+    """The five longest and the five shortest examples, by their numbers and tokens, in one line."""
+    order = sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"]))
+
+    def listed(indices: Sequence[int]) -> str:
+        return ", ".join(f"{index + 1:,} ({len(examples[index]['input_ids']):,})" for index in indices)
+
+    return f"longest examples (tokens): {listed(order[:5])}; shortest: {listed(order[:-6:-1])}"
+
+
+def marked(tokenizer: Any, example: Example) -> tuple[str, str]:
+    """An example as text and as ids: what is trained on in [[ ]], in the text special tokens in « »."""
+    specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    text, numbers = "", []
+    tokens = zip(example["input_ids"], (label != -100 for label in example["labels"]), strict=True)
+    for trained, run in groupby(tokens, key=itemgetter(1)):
+        ids = [token for token, _ in run]
+        pieces = ["".join(f"«{tokenizer.decode([token])}»" for token in same) if special
+                  else tokenizer.decode(list(same)) for special, same in groupby(ids, key=specials.__contains__)]
+        opened, closed = ("[[", "]]") if trained else ("", "")
+        text += f"{opened}{''.join(pieces)}{closed}"
+        numbers.append(f"{opened}{' '.join(map(str, ids))}{closed}")
+    return text, f"ids: {' '.join(numbers)}"
 
 
 def _pairs(values: dict[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.errors import DataError
+from llama2tut.errors import DataError, Faults
 from llama2tut.tasks.readers import numbered
-from llama2tut.tasks.sources import Rows, load_rows
+from llama2tut.tasks.rows import Rows, load_rows
 from llama2tut.tasks.task_files import check_python, is_python, load_task
 from llama2tut.tasks.tokenize import Example, encode_rows
 
@@ -20,12 +20,19 @@ _memory: dict[Hashable, Any] | None = None  # what has been read in this run; No
 
 
 class Examples(list[Example]):
-    """A list of examples that knows its split (`train` or `validation`) and how many of its rows were shortened."""
+    """A list of examples that knows its split (`train` or `validation`).
 
-    def __init__(self, examples: Iterable[Example] = (), split: str = "train", shortened: int = 0) -> None:
+    Attributes:
+        shortened: how many of its rows were shortened.
+        notes: what is odd about its rows, one warning each.
+    """
+
+    def __init__(self, examples: Iterable[Example] = (), split: str = "train", shortened: int = 0,
+                 notes: tuple[str, ...] = ()) -> None:
         super().__init__(examples)
         self.split = split
         self.shortened = shortened
+        self.notes = notes
 
 
 def as_examples(rows: Iterable[Mapping[str, Any]], source: str) -> list[Example]:
@@ -84,6 +91,27 @@ def request_rows(request: FinetuneRequest) -> Rows:
         load_task(request.task), request.data, seed=request.seed, splits=("train", "validation")))
 
 
+def run_examples(request: FinetuneRequest, tokenizer: Any) -> tuple[dict[str, Examples], list[str]]:
+    """The examples of both splits of a request, and what is odd about them.
+
+    Raises:
+        UsageError: what of either split cannot be trained on.
+    """
+    faults = Faults()
+    splits = {split: faults.attempt(split_examples, request, tokenizer, split) or Examples()
+              for split in ("train", "validation")}
+    faults.refuse()
+    notes = [note for examples in splits.values() for note in examples.notes]
+    if is_python(request.task):  # rows of a task are compared as texts when they are read
+        train = {tuple(example["input_ids"]) for example in splits["train"]}
+        if shared := [number for number, example in enumerate(splits["validation"], 1)
+                      if tuple(example["input_ids"]) in train]:
+            notes.append(f"--task {request.task}: {len(shared):,} of {len(splits['validation']):,} validation examples "
+                         f"are trained on too ({numbered(shared).replace('row', 'example')}): the validation loss "
+                         "says little about others")
+    return splits, notes
+
+
 def split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Examples:
     """The `Examples` of one split of a request, limits applied."""
     key = (request.task, request.data, request.seed, request.limit, request.eval_limit, request.context_length,
@@ -97,9 +125,8 @@ def _split_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> Exa
         return Examples(_seeded_head(_python_examples(request, tokenizer, split), request.seed, limit), split)
     rows = request_rows(request)
     chosen = _seeded_head(getattr(rows, split), request.seed, limit)
-    examples, shortened = encode_rows(tokenizer, load_task(request.task), chosen, request.context_length,
-                                      f"{rows.source}, {split}")
-    return Examples(examples, split, shortened)
+    found = encode_rows(tokenizer, load_task(request.task), chosen, request.context_length, f"{rows.source}, {split}")
+    return Examples(found.examples, split, found.cut, found.notes)
 
 
 def _python_examples(request: FinetuneRequest, tokenizer: Any, split: str) -> list[Example]:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import PurePosixPath
@@ -81,6 +81,16 @@ def read_table(label: str, data: bytes) -> Table:
     return READERS[suffix](label, data)
 
 
+def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:
+    """The table with the names of its classes, which its schema holds by column, in place of their numbers."""
+    for _, row in table.rows:
+        for column in names.keys() & row.keys():
+            number = row[column]
+            if isinstance(number, int):
+                row[column] = names[column][number] if 0 <= number < len(names[column]) else None  # -1: no label
+    return table
+
+
 def unpack(label: str, data: bytes) -> dict[str, bytes]:
     """The data files of a 7z archive, by their path in it; nothing is written to disk.
 
@@ -100,7 +110,8 @@ def unpack(label: str, data: bytes) -> dict[str, bytes]:
             # py7zr unpacks no more than the header declares, so the declared sizes bound the memory.
             if sum(member.uncompressed for member in members) > ARCHIVE_LIMIT:
                 raise DataError(f"{label}: unpacks to more than {ARCHIVE_LIMIT // 2**20} MiB; unpack it yourself")
-            names = [member.filename for member in members if PurePosixPath(member.filename).suffix.lower() in READERS]
+            names = [member.filename for member in members if PurePosixPath(member.filename).suffix.lower() in READERS
+                     and not PurePosixPath(member.filename).name.startswith(".")]
             archive.extract(targets=names, factory=factory)
             return {name: factory.get(name).read() for name in names}
     except DataError:
@@ -134,7 +145,7 @@ def _csv(label: str, data: bytes) -> Table:
         raise DataError(f"{label}: row {len(records)}, from line {line}: {error}; mend its quotes") from None
     finally:
         csv.field_size_limit(limit)
-    header, *rows = records
+    header, *rows = _without_empty_ends(records)
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
         raise DataError(f"{label}: the header {header[0]!r} has no comma but {other!r}; save the file with commas "
                         "between the cells")
@@ -146,6 +157,14 @@ def _csv(label: str, data: bytes) -> Table:
         raise DataError(f"{label}: {numbered(ragged)}: {len(rows[ragged[0] - 1])} cells under {len(header)} columns; "
                         "quote cells that hold commas or line breaks")
     return Table(label, tuple(header), [(n, dict(zip(header, row, strict=True))) for n, row in enumerate(rows, 1)])
+
+
+def _without_empty_ends(records: list[list[str]]) -> list[list[str]]:
+    """Records without the nameless columns at their right end that hold nothing, as spreadsheets leave them."""
+    named = max((at for at, name in enumerate(records[0], 1) if name.strip()), default=0)
+    if any(cell.strip() for record in records for cell in record[named:]):
+        return records
+    return [record[:named] for record in records]
 
 
 def _json(label: str, data: bytes) -> Table:
@@ -178,9 +197,20 @@ def _parquet(label: str, data: bytes) -> Table:
 
     try:
         table = parquet.read_table(io.BytesIO(data))
-        return Table(label, tuple(table.column_names), list(enumerate(table.to_pylist(), 1)))
+        rows = Table(label, tuple(table.column_names), list(enumerate(table.to_pylist(), 1)))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text in it is not UTF-8
         raise DataError(f"{label}: not a readable parquet file ({reason(error)}); download or write it again") from None
+    return with_class_names(rows, _class_names(table.schema.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Column -> names of its classes, as `datasets` writes them into a parquet file's metadata."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return {column: list(feature["names"]) for column, feature in features.items()
+                if isinstance(feature, dict) and isinstance(feature.get("names"), list)}
+    except (ValueError, AttributeError):
+        return {}
 
 
 READERS: dict[str, Callable[[str, bytes], Table]]  # suffix -> reader of (label, the whole file)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Extractor = Callable[[str, str], str | None]
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Task:
         max_new_tokens: how long an answer may get, in tokens.
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
         recipe: the recipe's name before its device suffix (`arithmetic` -> `arithmetic-cpu`).
+        notes: what is odd about it, one warning each.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     shorten: str | None = None
     default_data: str | None = None
     recipe: str = "arithmetic"
+    notes: tuple[str, ...] = ()
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@
 import ast
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from llama2tut.tasks.task import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str}
 _LONGEST_PATTERN = 500
-_SPACED = re.compile(r"\{(\w+[ .-][\w .-]*)\}")  # meant for a column, but no placeholder
+_FUNCTION = "get_custom_dataset"  # what llama-recipes calls where a Python task names none
+# Meant for a column's cell, it seems: {{message}} or { message }.
+_ALMOST = re.compile(r"\{\{\s*\w[\w .-]*\}\}|\{\s+\w[\w .-]*\}|\{\w[\w .-]*\s+\}")
 
 
 def load_task(name: str) -> Task:
@@ -65,7 +68,7 @@ def check_python(task: str) -> None:
         UsageError: the file cannot be read, is not Python, or nothing in it has the function's name.
     """
     path, _, function = task.partition(":")
-    function = function or "get_custom_dataset"
+    function = function or _FUNCTION
     try:
         nodes = list(ast.walk(ast.parse(Path(path).read_bytes())))
     except OSError as error:
@@ -100,14 +103,12 @@ def _task(file: YamlFile) -> Task:
     task = Task(name=file.path.stem, prompt=values["prompt"], target=values["target"],
                 reference=values.get("reference", values["target"]), metric=metric, extract=extract,
                 max_new_tokens=values.get("max_new_tokens", 128), shorten=values.get("shorten"),
-                default_data=values.get("data"), recipe=values.get("recipe", SAMSUM.recipe))
+                default_data=values.get("data"), recipe=values.get("recipe", SAMSUM.recipe),
+                notes=tuple(_odd(values["prompt"], file.at("prompt"))))
     recipes = sorted({each.recipe for each in BUILT_IN.values()})
     if task.recipe not in recipes:
         faults.append(f"{file.at('recipe')}: there is no recipe {task.recipe}; name one of {', '.join(recipes)}")
-    if spaced := _SPACED.findall(task.prompt):
-        faults.append(f"{file.at('prompt')}: a name in braces has letters, digits and _ only, not {{{spaced[0]}}}; "
-                      "rename that column of the rows")
-    elif not task.prompt_columns:
+    if not task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt names no column; put one in braces, as in {{question}}")
     if task.target in task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt shows the target {{{task.target}}}; take it out of the prompt")
@@ -117,6 +118,16 @@ def _task(file: YamlFile) -> Task:
     if faults:
         raise UsageError(*faults)
     return task
+
+
+def _odd(prompt: str, at: str) -> Iterator[str]:
+    """What a template says that its writer may not mean."""
+    for almost in dict.fromkeys(_ALMOST.findall(prompt)):
+        name = almost.strip("{} ")
+        yield (f"{at}: {almost} is more than the cell of {name}: braces and spaces stay in the prompt; for the cell "
+               f"alone write {{{name}}}")
+    if "\\n" in prompt:
+        yield f"{at}: \\n is two characters here; in double quotes it is a line break"
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -143,6 +154,7 @@ def _pattern_extractor(pattern: str) -> Extractor:
 
 
 def default_output_dir(task: str) -> Path:
-    """`outputs/TASK`; for a file, its name without the ending."""
-    name = task_path(task)
-    return Path("outputs") / (name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name)
+    """`outputs/TASK`; for a file, its name without the ending, and the function that may be named."""
+    name, function = task_path(task), task.partition(":")[2] if is_python(task) else ""
+    stem = name.stem if name.suffix in (".py", ".yaml", ".yml") else name.name
+    return Path("outputs") / (f"{stem}-{function}" if function not in ("", _FUNCTION) else stem)

@@ -5,7 +5,7 @@ from typing import Any
 
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
-from llama2tut.tasks.sources import Rows
+from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 
 

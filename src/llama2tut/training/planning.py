@@ -12,7 +12,7 @@ from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import check_cuda, choose_device, choose_precision
 from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
-from llama2tut.tasks.sources import Rows
+from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task_files import task_digest
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2tut import resources
+from llama2tut.commands import gen_arithmetic as arithmetic
 from llama2tut.config.requests import Op
 from llama2tut.errors import DataError
-from llama2tut.tasks import arithmetic
 
 OPS: tuple[Op, ...] = get_args(Op)
 OWN_TEXT = resources.shipped("data/prompts/arithmetic_templates.txt").read_text(encoding="utf-8")

@@ -1,0 +1,211 @@
+"""Rows of a task from wherever they are: hub, folder, csv, json, jsonl, parquet, save_to_disk, corpus.7z; checked.
+
+    rows = load_rows(SAMSUM, "data/mine", seed=42)    # train.csv, val.csv and test.csv in it
+    rows.train[0]                                     # {"id": "7", "dialogue": "…", "summary": "…"}
+
+Refused, because training or scores would be wrong: a missing split or column, a target or reference without text, a
+cell that is not text, more than 1 % of a file's rows without any prompt, and rows of train (all task columns equal)
+that stand in validation or test too, if they are more than 1 % of the smaller split. Only noted: fewer of either (as
+in published corpora), an empty cell in a prompt of several columns, rows that validation and test share, a row twice in
+a split, an id that stands for different rows, the header in between, rows of validation or test that are a train row
+in other capitals or spaces, or ask what a train row asks.
+
+A set without a validation or test split has rows held out of train for it: 5 % of the distinct rows, at least 1, at
+most 1,000, by their seeded order; so every command that is given the same seed sees the same splits.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from llama2tut.errors import DataError
+from llama2tut.tasks.readers import Table, cell_text, numbered
+from llama2tut.tasks.sources import SPLITS, Found, find, split_of
+from llama2tut.tasks.task import Task
+
+_ODD = 0.01  # up to this share of faulty rows only warn; more is an error
+_NAMED = 20  # rows that a refusal names
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A task's rows, all cells text: the columns `id`, where there is one, and those of the task.
+
+    Attributes:
+        train, validation, test: empty where not asked for.
+        source: what was read, for people.
+        digests: file -> sha256 of its bytes; for the hub, id -> revision.
+        notes: what is odd about the rows, one warning each.
+    """
+
+    train: list[dict[str, str]]
+    validation: list[dict[str, str]]
+    test: list[dict[str, str]]
+    source: str
+    digests: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+class _Placed(NamedTuple):
+    row: dict[str, str]
+    key: tuple[str, ...]  # the cells of the task's columns
+    place: str
+
+
+_Splits = dict[str, list[_Placed]]
+
+
+def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...] = SPLITS,
+              also: tuple[str, ...] = ()) -> Rows:
+    """The rows of `splits`, from `data` (a folder, a file, a hub id, or `dialogues`) or else the task's own source.
+
+    `also` names further columns that the rows of `splits` are to carry.
+
+    Raises:
+        DataError: nothing there, not readable, or rows that the module's text refuses; one message a fault.
+    """
+    faults: list[str] = []
+    notes: list[str] = []
+    try:
+        found = find(task, data)
+    except OSError as error:
+        raise DataError(f"--data: {error.filename or data} cannot be read ({error.strerror or error}); mend that, or "
+                        "download it again") from error
+    rows = {split: [row for table in found.tables.get(split, []) for row in _checked(task, table, faults, notes, also)]
+            for split in SPLITS}
+    if not faults:
+        _hold_out(rows, found.source, seed, splits, notes)
+        there = " and ".join(split for split in SPLITS if rows[split]) or "none"
+        faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
+                   for split in splits if not rows[split]]
+        columns = sorted({column for tables in found.tables.values() for table in tables for column in table.columns})
+        faults += [f"--by {column}: {found.source} has no such column in its {split} rows (there: "
+                   f"{', '.join(columns)}); give one that it has" for column in also for split in splits
+                   if any(column not in placed.row for placed in rows[split])]
+        _compare(rows, len(task.prompt_columns), found, faults, notes)
+    if faults:
+        raise DataError(*faults)
+    train, validation, test = ([placed.row for placed in rows[split] if split in splits] for split in SPLITS)
+    return Rows(train, validation, test, found.source, found.digests, tuple(notes))
+
+
+def describe(rows: Rows) -> str:
+    """A line like `data: folder data/arithmetic (3 csv files): 9,500 train / 500 validation / 500 test rows`."""
+    counts = [f"{len(getattr(rows, split)):,} {split}" for split in SPLITS if getattr(rows, split)]
+    return f"data: {rows.source}: {' / '.join(counts)} rows"
+
+
+def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also: tuple[str, ...]) -> list[_Placed]:
+    """The table's rows as text; what is wrong or odd goes into `faults` and `notes`. No rows: no such split."""
+    missing = [column for column in task.columns if column not in table.columns]
+    if missing and table.rows:
+        lacks, has, needs = (", ".join(map(repr, names)) for names in (missing, table.columns, task.columns))
+        faults.append(f"{table.label}: no column {lacks} (there: {has}; task {task.name} needs {needs}); rename them, "
+                      "or describe yours in a TASK.yaml")
+        return []
+    columns = dict.fromkeys((*{"id", *also}.intersection(table.columns), *task.columns))
+    optional = [repr(column) for column in task.prompt_columns if column not in (task.target, task.reference)]
+    prompt = " and ".join(optional)
+    bad: dict[tuple[str, str], list[int]] = {}
+    headers = []
+    placed = []
+    for number, cells in table.rows:
+        if all(cells.get(column) == column for column in task.columns):
+            headers.append(number)
+        texts = {column: cell_text(cells.get(column)) for column in columns}
+        wrong = {repr(column): fault for column, (_, fault) in texts.items() if fault and column in task.columns}
+        if optional and all(wrong.get(column) == "empty" for column in optional):
+            wrong = {prompt: "empty", **{column: fault for column, fault in wrong.items() if column not in optional}}
+        for column, fault in wrong.items():
+            bad.setdefault((column, fault), []).append(number)
+        row = {column: text for column, (text, _) in texts.items()}
+        placed.append(_Placed(row, tuple(row[column] for column in task.columns), f"{table.label} row {number}"))
+    if headers:
+        notes.append(f"{table.label}: the header stands again as {numbered(headers)}")
+    for (column, fault), numbers in bad.items():
+        message = f"{table.label}: column {column}: {fault} in {numbered(numbers)}"
+        if fault == "empty" and (len(numbers) <= _ODD * len(placed) if column == prompt else column in optional):
+            notes.append(message)
+        else:
+            faults.append(f"{message}; mend or delete them")
+    return placed
+
+
+def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], notes: list[str]) -> None:
+    """Moves rows of train into the splits that have none, where one of those, or train, is asked for."""
+    lacking = [split for split in ("validation", "test") if not rows[split]]
+    if not lacking or not rows["train"] or {"train", *lacking}.isdisjoint(splits):
+        return
+    order = list(dict.fromkeys(placed.key for placed in rows["train"]))
+    size = min(1000, max(1, len(order) // 20))
+    if len(order) <= size * len(lacking):
+        raise DataError(f"{source}: {len(order)} distinct rows, too few to hold out {' and '.join(lacking)}; add rows")
+    random.Random(seed).shuffle(order)
+    for split in lacking:
+        held, order = set(order[:size]), order[size:]
+        rows[split] = [placed for placed in rows["train"] if placed.key in held]
+        notes.append(f"{source}: no {split} split; {len(rows[split]):,} train rows are held out for it by seed {seed}")
+    kept = set(order)
+    rows["train"] = [placed for placed in rows["train"] if placed.key in kept]
+
+
+def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes: list[str]) -> None:
+    """Finds rows that stand twice, in one split or in two, and ids that stand for different rows.
+
+    Args:
+        rows: by split.
+        asking: how many columns of a row's key, from its front, are the prompt's.
+        found: where the rows are from.
+        faults, notes: what is wrong or odd goes there.
+    """
+    places = {split: {placed.key: placed.place for placed in reversed(rows[split])} for split in SPLITS}
+
+    def pairs(twice: list[_Placed], split: str, most: int) -> str:
+        more = "; …" if len(twice) > most else ""
+        return "; ".join(f"{placed.place} is {places[split][placed.key]}" for placed in twice[:most]) + more
+
+    for split in SPLITS:
+        if again := [placed for placed in rows[split] if places[split][placed.key] != placed.place]:
+            notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({pairs(again, split, 3)})")
+        ids: dict[str, tuple[str, ...]] = {}
+        named = [(placed.row["id"], placed.key) for placed in rows[split] if placed.row.get("id")]
+        if names := list(dict.fromkeys(name for name, key in named if ids.setdefault(name, key) != key)):
+            notes.append(f"{split}: {len(names):,} ids stand for different rows ({', '.join(names[:3])})")
+    shared: dict[tuple[str, str], list[_Placed]] = {}
+    for pair in combinations(SPLITS, 2):
+        small, large = sorted(pair, key=lambda split: len(rows[split]))
+        shared[small, large] = [placed for placed in rows[small] if placed.key in places[large]]
+    advice = "delete them from one of the two"
+    if [split_of(file) for file in found.digests].count("train") == 1 < len(found.digests):
+        train = next(file for file in found.digests if split_of(file) == "train")
+        advice += f", or give --data {train} alone: rows for the others are held out of it"
+    refused = any("train" in pair and len(both) > _ODD * len(rows[pair[0]]) for pair, both in shared.items())
+    for (small, large), both in shared.items():
+        message = f"{len(both):,} of {len(rows[small]):,} {small} rows stand in {large} too"
+        if both and refused:
+            faults.append(f"{message} ({pairs(both, large, _NAMED)}); {advice}")
+        elif both:
+            notes.append(f"{message} ({pairs(both, large, 3)})")
+    for split in ("validation", "test"):
+        _compare_loosely(split, [placed for placed in rows[split] if placed.key not in places["train"]],
+                         rows["train"], asking, notes)
+
+
+def _compare_loosely(split: str, held: list[_Placed], train: list[_Placed], asking: int, notes: list[str]) -> None:
+    """Finds rows of a split that are train rows but for capitals and spaces, or for the answer."""
+    alike = {_folded(placed.key): placed.place for placed in held}
+    asked = {placed.key[:asking]: placed.place for placed in held}
+    same = {alike[key]: placed.place for placed in train if (key := _folded(placed.key)) in alike}
+    again = {asked[key]: placed.place for placed in train if (key := placed.key[:asking]) in asked}
+    for places, what in ((same, "are train rows but for capitals and spaces"),
+                         ({place: other for place, other in again.items() if place not in same},
+                          "ask what a train row asks, with another answer")):
+        if places:
+            first = "; ".join(f"{place}: {other}" for place, other in list(places.items())[:3])
+            notes.append(f"{len(places):,} of the {split} rows {what} ({first})")
+
+
+def _folded(key: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(" ".join(cell.split()).casefold() for cell in key)
