@@ -29,7 +29,8 @@ Generator = None
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A folder whose modules come before the installed ones, for the probe; nothing of the user's caches is seen."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    source = Path(doctor.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{source}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site").mkdir()
@@ -56,7 +57,7 @@ def test_a_sound_machine_passes_and_a_token_is_never_shown(machine, run_cli, mon
     assert found.err == ""
     seen = lines(found)
     assert list(seen) == ["packages", "mends", "memory", "models", "hub token", "output disk", "model cache", "torch",
-                          "GPU", "bitsandbytes"]
+                          "bf16", "GPU", "bitsandbytes"]
     assert "hf_secret" not in found.out
     assert (seen["hub token"], seen["mends"]) == ("ok       present", "ok       fit this llama-recipes")
     assert seen["bitsandbytes"] == "ok       4-bit product on cpu is right"

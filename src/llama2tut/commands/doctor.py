@@ -89,6 +89,9 @@ def _device(probe: "subprocess.Popen[str]", gpu: bool) -> Iterator[Check]:
         vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
         card = any(file.read_text(encoding="ascii") == "0x10de\n" for file in vendors)  # NVIDIA's number
         said = f"torch cannot use it: {facts['fault']}" if gpu else "out of reach" if card else "none"
+        if not gpu:
+            yield Check("bf16", "ok", "this CPU has it (AVX-512 BF16 or AMX), and trains in it" if facts["cpu_bf16"]
+                        else "this CPU has neither AVX-512 BF16 nor AMX, and trains in fp32")
         yield check("GPU", not card and not gpu, said + ("" if gpu else ": training runs on the CPU"),
                     _DRIVER if facts["cuda"] else _TORCH, needed=gpu)
     yield check("bitsandbytes", not facts["four_bit"], facts["four_bit"] or f"4-bit product on {facts['device']} is "

@@ -11,10 +11,14 @@ from typing import Any
 def probe(device: str) -> dict[str, Any]:
     """`torch`, `cuda` (version that torch was built for, or None), `device` (`cpu` where a GPU does not start).
 
+    Of a CPU: `cpu_bf16`, whether it computes in bfloat16.
+
     Of a GPU: `name`, `capability` (major, minor), `free` and `total` GiB; or `fault`: why it does not start.
     `four_bit` is "" where a 4-bit product on the device is right, else what is wrong with it.
     """
     import torch
+
+    from llama2tut.models.device import cpu_has_bf16
 
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu"}
     if device == "cuda":
@@ -24,6 +28,8 @@ def probe(device: str) -> dict[str, Any]:
                       "total": total / 2**30, "capability": torch.cuda.get_device_capability(0)}
         except (RuntimeError, AssertionError) as error:
             facts["fault"] = str(error).strip().split("\n")[0]
+    else:
+        facts["cpu_bf16"] = cpu_has_bf16()
     return facts | {"four_bit": four_bit_fault(facts["device"])}
 
 

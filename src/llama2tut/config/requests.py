@@ -80,7 +80,7 @@ class FinetuneRequest:
 
     quantization: Quantization | None = flag(None, "base weights: nf4, int8 or as they are [4bit on a GPU, else none]",
                                              group="LoRA and memory")
-    precision: Precision | None = flag(None, "compute type [bf16 where the GPU has it, else fp16; fp32 on a CPU]",
+    precision: Precision | None = flag(None, "compute type [bf16 where GPU or CPU has it, else fp16 and fp32]",
                                        group="LoRA and memory")
     lora_r: int = flag(16, "rank", least=1, most=1024, group="LoRA and memory")
     lora_alpha: int = flag(32, "scale: the update counts alpha / r times", least=1, most=4096,
@@ -131,7 +131,7 @@ class InferRequest:
     repetition_penalty: float = flag(1.0, "above 1: repeats become less likely", least=0.01, most=10, group="Answers")
     seed: int = flag(42, "for --do-sample", least=0, most=2**32 - 1, group="Answers")
     quantization: Quantization | None = flag(None, "base weights [as trained on a GPU, else none]", group="Answers")
-    precision: Precision | None = flag(None, "compute type [bf16 on a GPU that has it, fp32 on a CPU]",
+    precision: Precision | None = flag(None, "compute type [bf16 where GPU or CPU has it, else fp16 and fp32]",
                                        group="Answers")
 
 
@@ -165,7 +165,7 @@ class CompareRequest:
     max_new_tokens: int | None = flag(None, "longest answer, in tokens [the task's own]", least=1, most=131_072,
                                       group="Answers")
     quantization: Quantization | None = flag(None, "base weights [as trained on a GPU, else none]", group="Answers")
-    precision: Precision | None = flag(None, "compute type [bf16 on a GPU that has it, fp32 on a CPU]",
+    precision: Precision | None = flag(None, "compute type [bf16 where GPU or CPU has it, else fp16 and fp32]",
                                        group="Answers")
     seed: int = flag(42, "of the bootstrap", least=0, most=2**32 - 1, group="Answers")
 

@@ -8,22 +8,24 @@ PREFILL_TOKENS = 8192  # tokens of one prefill pass: enough to keep the GPU's ma
 
 
 def add_adapters_in_place(model: Any) -> None:
-    """Give every LoRA layer of a PEFT model a leaner forward for inference: two products, the second added in place.
+    """Give every LoRA layer of a PEFT model a leaner forward: two products, the second added in place.
 
-    PEFT's own scales and adds in two more passes over each output. Merged adapters and other kinds keep PEFT's forward.
-    Float32 adapters are cast at every call: cast them once (`autocast_adapter_dtype=False` in `from_pretrained`).
+    For inference, and for training without dropout. PEFT's own scales and adds in two more passes over each output.
+    Merged adapters and other kinds keep PEFT's forward. Float32 adapters are cast at every call: cast them once
+    (`autocast_adapter_dtype=False` in `from_pretrained`).
     """
     from peft.tuners.lora import Linear
 
     def lean(layer: Any) -> Callable[[Any], Any]:
         def forward(x: Any) -> Any:
-            out = layer.base_layer(x)
+            rows = x.flatten(0, -2)  # adding in place to a view of the output would copy its gradient
+            out = layer.base_layer(rows)
             # PEFT calls an adapter active on every layer, those that it does not cover too.
             active = set() if layer.disable_adapters else layer.lora_A.keys() & layer.active_adapters
             for name in active:
                 down, up = (weights[name].weight.to(x.dtype) for weights in (layer.lora_A, layer.lora_B))
-                out.view(-1, out.shape[-1]).addmm_((x @ down.T).flatten(0, -2), up.T, alpha=layer.scaling[name])
-            return out
+                out.addmm_(rows @ down.T, up.T, alpha=layer.scaling[name])
+            return out.unflatten(0, x.shape[:-1])
 
         return forward
 

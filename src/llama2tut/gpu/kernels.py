@@ -57,8 +57,14 @@ def prepare(model: Any, config: RunConfig) -> None:
     import torch
 
     from llama2tut.gpu.cuda_graphs import autocast_decoder, capture_decoder
+    from llama2tut.gpu.decoding import add_adapters_in_place
+    from llama2tut.gpu.loss import at_labels_only
 
     base = model.get_base_model()
+    if not config.liger:  # which has a loss of its own
+        at_labels_only(base)
+    if config.device == "cpu" and config.precision == "fp32" and not config.request.lora_dropout:
+        add_adapters_in_place(model)
     if config.gradient_checkpointing:
         # Nothing random is recomputed where the decoder is recorded: there is no dropout then.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={

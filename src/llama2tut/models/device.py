@@ -40,7 +40,7 @@ def choose_precision(precision: Precision | None, device: Device) -> Precision:
     if precision:
         return precision
     if device == "cpu":
-        return "fp32"
+        return "bf16" if cpu_has_bf16() else "fp32"
     return "bf16" if has_bf16() else "fp16"
 
 
@@ -62,6 +62,13 @@ def has_bf16() -> bool:
     import torch
 
     return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 0)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies in bfloat16 (AVX-512 BF16 or AMX); others emulate it, slower than float32."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def torch_dtype(precision: str) -> Any:
