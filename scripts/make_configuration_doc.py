@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from llama2tut.cli.help import split_default
 from llama2tut.config.requests import COMMANDS, FinetuneRequest
 from llama2tut.config.upstream_fields import OWNED, SETTABLE
 from llama2tut.resources import shipped
@@ -95,8 +96,9 @@ def _help_and_default(field: dataclasses.Field[Any]) -> tuple[str, str]:
     text = field.metadata["help"]
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         return text, "required"
-    if computed := re.fullmatch(r"(.*\S)\s*(\[.+\])", text):
-        return computed[1], computed[2]
+    text, computed = split_default(text)
+    if computed:
+        return text, computed
     value = field.default if field.default is not dataclasses.MISSING else {}
     return text, "" if value in (None, (), {}) else f"`{_plain(value)}`"
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from llama2tut import __version__
-from llama2tut.cli.help import command_help, general_help
+from llama2tut.cli.help import command_help, general_help, split_default
 from llama2tut.config.requests import COMMANDS
 
 
@@ -21,9 +21,11 @@ def test_every_flag_is_there_with_its_help_and_its_default(command):
     words = " ".join(text.split())
     for field in dataclasses.fields(COMMANDS[command]):
         assert re.search(rf"^  --{field.name.replace('_', '-')}(  |\n)", text, re.MULTILINE)
-        assert field.metadata["help"] in words
+        said, computed = split_default(field.metadata["help"])
+        assert said in words
+        assert computed in words
         if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
-            assert f"{field.metadata['help']} [{field.default}]" in words
+            assert re.search(rf"{re.escape(said)}( \([\w, ]+\))? \[{re.escape(str(field.default))}\]", words)
         if field.default is True:
             assert f"{field.metadata['help']} [on; --no-{field.name.replace('_', '-')}]" in words
         if field.default is field.default_factory is dataclasses.MISSING:
@@ -38,6 +40,22 @@ def test_every_command_has_an_example_that_starts_with_its_name(command):
     examples = command_help(command).partition("\nExamples:\n")[2].splitlines()
     assert examples
     assert all(example.startswith(f"  llama2tut {command}") for example in examples)
+
+
+def test_the_words_that_a_flag_takes_are_named():
+    words = " ".join(command_help("compare").split())
+    assert "(table, markdown, csv, json, html) [table]" in words
+    words = " ".join(command_help("gen-arithmetic").split())
+    assert "(add, sub, mul, div) [add,sub]" in words
+
+
+def test_a_recipe_shows_what_it_sets_otherwise_than_the_default(run_cli):
+    done = run_cli("finetune", "--task", "arithmetic", "--gpus", "0", "--help")
+    words = " ".join(done.out.split())
+    assert "peak learning rate [0.0002] [0.002 in arithmetic-cpu]" in words
+    assert "rank [16]" in words
+    assert "rank [16] [16 in" not in words
+    assert run_cli("finetune", "--task", "nosuch.yaml", "--help").out == command_help("finetune") + "\n"
 
 
 def test_the_general_help_lists_the_commands():

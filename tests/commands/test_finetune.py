@@ -458,6 +458,19 @@ def test_a_loss_that_does_not_move_is_said(finetune):
     assert "--lr 1e-09 is far from" in outcome.err
 
 
+def test_a_resumed_run_is_held_against_its_own_first_loss(finetune, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        assert finetune("--lr", 0.01).code == 130
+    resumed = finetune("--lr", 0.01, "--resume")  # its first step is the one at which the loss is looked at
+    assert (resumed.code, "first level" in resumed.err) == (0, False)
+
+
+def test_an_unusual_learning_rate_is_said_before_training(finetune):
+    outcome = finetune("--lr", 0.2, "--dry-run")
+    assert (outcome.code, "--lr 0.2 is far from" in outcome.err) == (0, True)
+
+
 def test_a_full_disk_is_one_message_and_leaves_the_last_checkpoint(finetune, tmp_path, monkeypatch):
     import errno
 

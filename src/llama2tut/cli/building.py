@@ -1,7 +1,8 @@
 """Flags over a recipe over the defaults -> one request, with every fault of all of them said together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,8 +14,7 @@ from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models.device import choose_device
 from llama2tut.resources import shipped
-from llama2tut.tasks.task import SAMSUM
-from llama2tut.tasks.task_files import check_python, default_output_dir, is_python, load_task
+from llama2tut.tasks.task_files import default_output_dir, is_python, recipe_name
 
 
 def build_request(command: str, flags: Mapping[str, str]) -> Request:
@@ -103,22 +103,9 @@ def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         layer = _layer(read_yaml(recipe_path(config))) if config else {}
     if task := task or layer.get("task"):
-        recipe = _recipe_of(task)
-        device = "24gb" if choose_device(given.get("gpus")) == "cuda" else "cpu"
-        layer = layer or _layer(read_yaml(recipe_path(f"{recipe}-{device}")))
+        recipe = recipe_name(task, choose_device(given.get("gpus")))
+        layer = layer or _layer(read_yaml(recipe_path(recipe)))
     return layer
-
-
-def _recipe_of(task: str) -> str:
-    """The recipe that a task starts from, without its device.
-
-    Raises:
-        UsageError: there is no such task, or its file is not right.
-    """
-    if not is_python(task):
-        return load_task(task).recipe
-    check_python(task)
-    return SAMSUM.recipe
 
 
 def recipe_path(name: str) -> Path:
@@ -135,6 +122,18 @@ def recipe_path(name: str) -> Path:
         raise UsageError(f"--config {name}: no recipe has this name{did_you_mean(name, known)}; "
                          f"give a FILE.yaml or one of {', '.join(known)}")
     return own / f"{name}.yaml"
+
+
+def recipe_values(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Name and values of the recipe that a `finetune` line starts from; ("", {}) where there is none to be read."""
+    words = [part for word in argv for part in word.split("=", 1)]
+    task, config = (next((value for flag, value in pairwise(words) if flag == name), None)
+                    for name in ("--task", "--config"))
+    try:
+        name = config or (recipe_name(task, choose_device()) if task else "")
+        return name, _layer(read_yaml(recipe_path(name))) if name else {}
+    except UserError:
+        return "", {}
 
 
 def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:

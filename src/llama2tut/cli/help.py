@@ -1,8 +1,12 @@
 """The help texts, from the request dataclasses: what a flag is for, and what happens when it is left out."""
 
 import dataclasses
+import re
 import shutil
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llama2tut import __version__
 from llama2tut.config.requests import COMMANDS
@@ -29,17 +33,28 @@ def general_help() -> str:
     return "\n".join(lines)
 
 
-def command_help(command: str) -> str:
-    """A command's flags by group, each with its default in brackets, and two examples."""
-    width = _width()
+def command_help(command: str, recipe: str = "", values: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A command's flags by group, each with its choices, its default in brackets, and two examples.
+
+    Args:
+        recipe: a recipe whose values are shown beside the defaults.
+        values: field name -> what that recipe sets.
+    """
+    width, hints = _width(), get_type_hints(COMMANDS[command])
     lines = [_prose(f"llama2tut {command}: {_summary(command)}"), ""]
+    if recipe:
+        lines += [_prose(f"What the recipe {recipe} sets otherwise stands beside the default."), ""]
     group = None
     for field in dataclasses.fields(COMMANDS[command]):
         if (title := field.metadata.get("group")) != group:
             lines += [*([""] if group else []), f"{title}:"]
             group = title
         name = field.name.replace("_", "-")
-        lines.append(_entry(f"--{name}", field.metadata["help"] + _default(field), 26, width))
+        text, computed = split_default(field.metadata["help"])
+        text += _choices(hints[field.name]) + (f" {computed}" if computed else _default(field))
+        if values.get(field.name, field.default) != field.default:
+            text += f" [{_plain(values[field.name])} in {recipe}]"
+        lines.append(_entry(f"--{name}", text, 26, width))
     lines += ["", "Examples:", *(f"  {example}" for example in _EXAMPLES.get(command, ()))]
     return "\n".join(lines)
 
@@ -63,12 +78,31 @@ def _entry(name: str, text: str, column: int, width: int) -> str:
     return f"{head}\n{body}" if len(head) >= len(gap) else head + body[len(head):]
 
 
+def split_default(text: str) -> tuple[str, str]:
+    """A flag's help and the brackets at its end, which tell what is chosen where it is left out."""
+    computed = re.fullmatch(r"(.*\S)\s*(\[.+\])", text)
+    return (computed[1], computed[2]) if computed else (text, "")
+
+
+def _choices(hint: Any) -> str:
+    """The words that a flag takes, where only some are taken."""
+    if get_origin(hint) is Literal:
+        return f" ({', '.join(get_args(hint))})"
+    return next((words for part in get_args(hint) if (words := _choices(part))), "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _default(field: dataclasses.Field[object]) -> str:
     default = field.default
     if default is dataclasses.MISSING:
         return " (required)" if field.default_factory is dataclasses.MISSING else ""
     if default is None or default is False or default == ():
         return ""
-    if isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    return f" [{'on; --no-' + field.name.replace('_', '-') if default is True else default}]"
+    return f" [{'on; --no-' + field.name.replace('_', '-') if default is True else _plain(default)}]"

@@ -49,7 +49,7 @@ def _main(argv: Sequence[str]) -> int:
         words = [word for word in argv if word in ("--help", "-h")]
         if words or not argv:
             command = next((word for word in argv if word in COMMANDS), None)
-            console.write((command_help(command) if command else general_help()) + "\n")
+            console.write((_help(command, argv) if command else general_help()) + "\n")
             return 0
         if argv[0] == "--version":
             console.write(f"llama2tut {__version__}\n")
@@ -112,6 +112,12 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _help(command: str, argv: Sequence[str]) -> str:
+    from llama2tut.cli.building import recipe_values
+
+    return command_help(command, *(recipe_values(argv) if command == "finetune" else ()))
 
 
 def parse(argv: Sequence[str]) -> Request:

@@ -18,7 +18,7 @@ from llama2tut.tasks.examples import reading_once, request_rows, run_examples
 from llama2tut.tasks.metrics import metric_of
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
-from llama2tut.tasks.task_files import default_output_dir, is_python, load_task
+from llama2tut.tasks.task_files import default_output_dir, is_python, load_task, recipe_name
 from llama2tut.training.checkpointing import changed_flags, newest_checkpoint, publish, refuse_changed
 
 _ADAPTER = "adapter_model.safetensors"
@@ -64,6 +64,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*base_model.notes, *(task.notes if task else ()), *(rows.notes if rows else ())):
         console.warn(note)
+    console.note(_recipe(request, device))
     from llama2tut.reports.dry_run import dry_run
     from llama2tut.training.planning import resolve_run
 
@@ -122,6 +123,16 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
                                "changes gradient checkpointing alone, else --force") from None
         write_report(config, run, console)
     return Result(_next_steps(config.request))
+
+
+def _recipe(request: FinetuneRequest, device: str) -> str:
+    """Where the settings come from, and those that decide how a run goes."""
+    source = "the saved run" if request.resume else request.config or recipe_name(request.task, device)
+    batches = request.gradient_accumulation_steps
+    epochs = "1 epoch" if request.epochs == 1 else f"{request.epochs} epochs"
+    return (f"recipe: {source}; learning rate {request.lr:g}, {request.batch_size} rows a batch"
+            f"{f' and {batches} batches a step' if batches > 1 else ''}, {epochs}, LoRA r {request.lora_r} on "
+            f"{', '.join(request.lora_targets)}")
 
 
 def _next_steps(request: FinetuneRequest) -> str:

@@ -56,6 +56,18 @@ def task_path(task: str) -> Path:
     return Path(task.partition(":")[0] if is_python(task) else task)
 
 
+def recipe_name(task: str, device: str) -> str:
+    """The recipe that a task starts from on a device (`cuda` or `cpu`).
+
+    Raises:
+        UsageError: there is no such task, or its file is not right.
+    """
+    if is_python(task):
+        check_python(task)
+    recipe = SAMSUM.recipe if is_python(task) else load_task(task).recipe
+    return f"{recipe}-{'24gb' if device == 'cuda' else 'cpu'}"
+
+
 def task_digest(name: str) -> dict[str, str]:
     """The file of a task of one's own and its sha256; nothing for a built-in task."""
     return {} if name in BUILT_IN else {str(task_path(name)): hashlib.sha256(task_path(name).read_bytes()).hexdigest()}

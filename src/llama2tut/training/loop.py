@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llama2tut.config.runs import METRICS_NAME, RunConfig
+from llama2tut.config.runs import METRICS_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
 from llama2tut.files import append_line, appending, writing
@@ -22,7 +22,6 @@ from llama2tut.training.packing import collate
 from llama2tut.training.schedule import Schedule, make_schedule
 
 _SAVE_EVERY = 600  # seconds
-_USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
 
 
 @dataclass
@@ -54,7 +53,9 @@ class TrainingRun:
         self.validation: list[dict[str, Any]] = []
         self.model: Any = None
         self.stopped_early = False
-        self.first_loss = self.last_validation_loss = math.nan
+        before = read_metrics(config.output_dir) if checkpoint else []
+        self.first_loss: float | None = next((entry["loss"] for entry in before if "loss" in entry), None)
+        self.last_validation_loss = math.nan
         self.tokens, self.seconds = 0, 0.0  # of this process; `at` counts the resumed run's too
         self._restore: dict[str, Any] = {}
         self._step = _Step()
@@ -201,11 +202,9 @@ class TrainingRun:
         return math.ceil(self.at.micro / self.schedule.accumulation)
 
     def _announce(self, rows: int, tokens: int) -> None:
-        request, schedule = self.config.request, self.schedule
+        schedule = self.schedule
         self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
                           + (f", going on after step {self.at.step:,}" if self.at.step else ""))
-        if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
-            self.console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
 
     def _collate(self, examples: Examples, rows: list[list[int]]) -> dict[str, Any]:
         request = self.config.request
@@ -226,9 +225,9 @@ class TrainingRun:
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss} at step {step}; earlier checkpoints are intact: "
                                 "train again with --force and a lower --lr")
-        if math.isnan(self.first_loss):
+        if self.first_loss is None:
             self.first_loss = loss
-        if step == max(5, self.schedule.steps // 10) and loss > 0.98 * self.first_loss:
+        elif step == max(5, self.schedule.steps // 10) and loss > 0.98 * self.first_loss:
             self.console.warn(f"the loss is still at its first level ({self.first_loss:.3f}, now {loss:.3f}) after a "
                               "tenth of the run; the learning rate may be too low, or the labels wrong")
 

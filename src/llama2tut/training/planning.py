@@ -15,6 +15,8 @@ from llama2tut.models.memory import advice, estimate
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task_files import task_digest
 
+_USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
+
 
 def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | None, console: Console) -> RunConfig:
     """Choose what the request leaves open by what this machine has, and say what was chosen.
@@ -39,6 +41,8 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
     cuda_graphs = request.compile and not lacking
+    if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
+        console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
     gradient_checkpointing = request.gradient_checkpointing == "on"
     if device == "cuda":
         room, planned = gpu_room_gib(), dataclasses.replace(request, compile=cuda_graphs)
