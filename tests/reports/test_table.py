@@ -161,8 +161,8 @@ def test_markdown_is_the_tutorials_table():
     at = lines.index("| prompt | reference | base | finetuned |")
     assert lines[at + 1:at + 4] == [
         "| --- | --- | --- | --- |",
-        "| Calculate the following expression:<br>What is 19-59?<br>---<br>Answer: | -40 | 19 - 59 = 40 "
-        "| 19 - 59 = -40 |",
+        "| Calculate the following expression:<br>What is 19-59?<br>---<br>Answer: | -40 "
+        "| 19 - 59 = 40<br>✗ wrong | 19 - 59 = -40<br>✓ right |",
         ""]
     assert "| finetuned | 66.7 % (0.0 to 100.0) | 3 | 99.0 |" in lines
     assert lines[-1].startswith("- finetuned against base: exact match +33.3 points")
@@ -171,7 +171,7 @@ def test_markdown_is_the_tutorials_table():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_cell_becomes_markup(text):
     comparison = with_texts(arithmetic(), text)
-    row = markdown.markdown(comparison).splitlines()[7]
+    row = markdown.markdown(comparison).splitlines()[8]
     cells = re.split(r"(?<!\\)\|", row)[1:-1]
     assert len(cells) == 4
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`~\[\]$]", row)

@@ -2,23 +2,32 @@
 
 import html
 import re
+from collections.abc import Iterator
 
 from llama2tut.console import visible
-from llama2tut.reports.comparison import Comparison
-from llama2tut.reports.wording import facts, group_notes, group_table, score_rows, select, verdicts
+from llama2tut.reports.comparison import ComparedRow, Comparison
+from llama2tut.reports.wording import facts, grade, group_notes, group_table, score_rows, select, verdicts
 
 
 def markdown(comparison: Comparison, show: str = "8") -> str:
     """A table as in the tutorial, then the scores: newlines as `<br>`, and no cell can become markup."""
-    cells = [[_escape(text or "") for text in (row.prompt, row.reference, *row.answers)]
-             for _, row in select(comparison, show)]
-    lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)), ""]
+    shown = [row for _, row in select(comparison, show)]
+    cells = [[_escape(row.prompt), _escape(row.reference or ""), *_answers(comparison, row)] for row in shown]
+    lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)),
+             f"- {len(shown)} of {len(comparison.rows)} rows shown", ""]
     lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
     lines += [f"- {text}" for text in verdicts(comparison)]
     if groups := group_table(comparison):
         lines += ["", _markdown_table([[_escape(cell) for cell in row] for row in groups]), ""]
         lines += [f"- {text}" for text in group_notes(comparison)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _answers(comparison: Comparison, row: ComparedRow) -> Iterator[str]:
+    """Each answer, and below it how it did."""
+    for at, answer in enumerate(row.answers):
+        said, _ = grade(comparison, row, at)
+        yield _escape(answer) + (f"<br>{said}" if said else "")
 
 
 def score_table(comparison: Comparison) -> str:
