@@ -14,11 +14,10 @@ from typing import Any
 from llama2tut.config.runs import read_run
 from llama2tut.console import Console
 from llama2tut.errors import DataError
-from llama2tut.tasks.examples import Examples, split_examples
+from llama2tut.tasks.examples import Examples, encode_rows, split_examples
 from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.sources import SPLITS
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM, Task
-from llama2tut.tasks.tokenize import encode_rows
 from llama2tut.training.packing import collate
 
 Collator = Callable[[list[Any]], Any]

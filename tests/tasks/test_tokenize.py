@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2tut.errors import DataError, ModelError
+from llama2tut.tasks.examples import encode_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
-from llama2tut.tasks.tokenize import encode_example, encode_prompt, encode_rows
+from llama2tut.tasks.tokenize import encode_example, encode_prompt
 
 TALK = replace(SAMSUM, prompt="Sum:\n{dialogue}\n--\n")
 CORPUS = ["Sum:\nAnna: are you coming tonight?\nBen: yes, at eight\n--\n", "Anna and Ben meet tonight at eight."] * 20

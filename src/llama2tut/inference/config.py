@@ -116,7 +116,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     inputs = rows
     if task and template:
         # A text file ends in a newline that no cell of the training rows had.
-        inputs = [{task.prompt_columns[0]: text.rstrip("\r\n")} for text in prompts or ()]
+        inputs = [task.asking(text.rstrip("\r\n")) for text in prompts or ()]
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,

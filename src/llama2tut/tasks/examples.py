@@ -4,15 +4,18 @@ import contextlib
 import random
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.errors import DataError, Faults
 from llama2tut.tasks.readers import numbered
 from llama2tut.tasks.rows import Rows, load_rows
+from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import check_python, is_python, load_task
-from llama2tut.tasks.tokenize import Example, encode_rows
+from llama2tut.tasks.tokenize import Example, encode_all, encode_example, special_tokens
 
+_ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
+_ODD = 0.01  # up to this share of faulty rows only warn; more is an error
 Row = TypeVar("Row")
 Value = TypeVar("Value")
 
@@ -33,6 +36,71 @@ class Examples(list[Example]):
         self.split = split
         self.shortened = shortened
         self.notes = notes
+
+
+class Encoded(NamedTuple):
+    """The examples of rows, how many of them were cut, and what is odd about the rows."""
+
+    examples: list[Example]
+    cut: int
+    notes: tuple[str, ...]
+
+
+def encode_rows(tokenizer: Any, task: Task, rows: list[dict[str, str]], context_length: int, where: str) -> Encoded:
+    """Every row as `encode_example` gives it, in order.
+
+    Raises:
+        DataError: one message for all rows that do not fit, and one for targets that spell the end token themselves;
+            they start with `where` and count rows from 1.
+    """
+    examples, cuts, unfit, unwritten = [], 0, dict[int, str](), dict[int, str]()
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[first : first + _ROWS_AT_ONCE]
+        for number, (row, example) in enumerate(zip(some, encode_all(tokenizer, task, some), strict=True), first + 1):
+            if isinstance(example, DataError):
+                unwritten[number] = str(example)
+                continue
+            examples.append(example)
+            if len(example["input_ids"]) > context_length:
+                try:
+                    examples[-1], cut = encode_example(tokenizer, task, row, context_length)
+                    cuts += cut
+                except DataError as fault:
+                    unfit[number] = str(fault)
+    odd, notes = _spelt_out(tokenizer, task, rows, where, examples[0] if examples else None)
+    for faults, what in ((unfit, "do not fit"), (unwritten, "cannot be written as tokens")):
+        if faults:
+            first, numbers = min(faults), ", ".join(map(str, [*faults][:3])) + ", …" * (len(faults) > 3)
+            count = f"{len(faults)} of {len(rows)}"
+            odd.append(f"{where}: {count} rows {what} (row {numbers}); in row {first} {faults[first]}")
+    if odd:
+        raise DataError(*odd)
+    return Encoded(examples, cuts, tuple(notes))
+
+
+def _spelt_out(tokenizer: Any, task: Task, rows: list[dict[str, str]], where: str,
+               example: Example | None) -> tuple[list[str], list[str]]:
+    """What is wrong and what is odd about special tokens: in cells they are text, and one should end an example."""
+    faults: list[str] = []
+    notes: list[str] = []
+    specials, end = special_tokens(tokenizer), tokenizer.eos_token
+    ended = [number for number, row in enumerate(rows, 1) if row[task.target].rstrip().endswith(end)]
+    if ended:
+        message = (f"{where}: the {task.target} ends in {end} in {len(ended):,} of {len(rows):,} rows (row {ended[0]} "
+                   "first), as text that answers would then end in; the token itself is added to every row: delete it")
+        (faults if len(ended) > _ODD * len(rows) else notes).append(message)
+    skipped = set(ended)
+    cells = ((number, specials.search(row[column])) for number, row in enumerate(rows, 1) for column in task.columns)
+    found = {number: match[0] for number, match in cells if match and number not in skipped}
+    if found:
+        number, name = next(iter(found.items()))
+        notes.append(f"{where}: {len(found):,} rows have {name} or another special token in a cell (row {number} "
+                     "first): it is text there; in the task's prompt it would be the token")
+    last = next((label for label in reversed(example["labels"]) if label != -100), None) if example else None
+    if last not in (None, tokenizer.eos_token_id):
+        notes.append(f"{where}: the chat template ends an assistant turn in {tokenizer.decode([last])!r}, not in the "
+                     f"tokenizer's {end}: answers may run on to --max-new-tokens; name a chat_template that does")
+    return faults, notes
 
 
 def as_examples(rows: Iterable[Mapping[str, Any]], source: str) -> list[Example]:

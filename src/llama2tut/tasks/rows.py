@@ -18,12 +18,12 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
 from llama2tut.tasks.readers import Table, cell_text, numbered
 from llama2tut.tasks.sources import SPLITS, Found, find, split_of
-from llama2tut.tasks.task import Task
+from llama2tut.tasks.task import CONVERSATIONS, Task, chat_cells
 
 _ODD = 0.01  # up to this share of faulty rows only warn; more is an error
 _NAMED = 20  # rows that a refusal names
@@ -99,6 +99,8 @@ def describe(rows: Rows) -> str:
 
 def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also: tuple[str, ...]) -> list[_Placed]:
     """The table's rows as text; what is wrong or odd goes into `faults` and `notes`. No rows: no such split."""
+    if task.chat:
+        table = _as_cells(table, faults)
     missing = [column for column in task.columns if column not in table.columns]
     if missing and table.rows:
         lacks, has, needs = (", ".join(map(repr, names)) for names in (missing, table.columns, task.columns))
@@ -131,6 +133,24 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
         else:
             faults.append(f"{message}; mend or delete them")
     return placed
+
+
+def _as_cells(table: Table, faults: list[str]) -> Table:
+    """A table of conversations as one of cells; what is wrong with its turns goes into `faults`."""
+    column = next((name for name in CONVERSATIONS if name in table.columns), None)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    bad: dict[str, list[int]] = {}
+    if column is None and table.rows:
+        faults.append(f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: "
+                      f"{', '.join(map(repr, table.columns))}); name it so, or write a prompt into a TASK.yaml")
+    for number, cells in table.rows if column else ():
+        try:
+            rows.append((number, {**cells, **chat_cells(cells.get(str(column)))}))
+        except ValueError as fault:
+            bad.setdefault(str(fault), []).append(number)
+    faults += [f"{table.label}: column {column!r}: {fault} in {numbered(numbers)}; mend or delete them"
+               for fault, numbers in bad.items()]
+    return Table(table.label, (*table.columns, "messages", "answer"), rows)
 
 
 def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], notes: list[str]) -> None:

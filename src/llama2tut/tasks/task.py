@@ -8,12 +8,31 @@ To change what the model is asked, change `prompt` below; training and inference
     '-40'
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 Extractor = Callable[[str, str], str | None]
 _PLACEHOLDER = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
+
+
+CONVERSATIONS = ("messages", "conversations")  # the columns in which chat rows may be: OpenAI's and ShareGPT's names
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How conversations are rendered, and what of them is trained on.
+
+    Attributes:
+        template: a Jinja chat template; None for the base model's own.
+        trained: all assistant turns, or the last one alone.
+    """
+
+    template: str | None = None
+    trained: Literal["all", "last"] = "all"
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,7 @@ class Task:
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
         recipe: the recipe's name before its device suffix (`arithmetic` -> `arithmetic-cpu`).
         notes: what is odd about it, one warning each.
+        chat: for conversations: the prompt's column `messages` is JSON of the turns before the answer; None otherwise.
     """
 
     name: str
@@ -45,6 +65,7 @@ class Task:
     default_data: str | None = None
     recipe: str = "arithmetic"
     notes: tuple[str, ...] = ()
+    chat: Chat | None = None
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -58,7 +79,60 @@ class Task:
 
     def render(self, row: Mapping[str, str]) -> str:
         """The prompt for one row. Cells are put in as they are: braces in them are never filled again."""
+        if self.chat:  # for people; the model gets what the chat template makes of the turns
+            return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns(row))
         return _PLACEHOLDER.sub(lambda match: row[match[1]], self.prompt)
+
+    def asking(self, text: str) -> dict[str, str]:
+        """The row that asks one text: in the prompt's only column, or as a user's turn."""
+        cell = _as_json([{"role": "user", "content": text}]) if self.chat else text
+        return {self.prompt_columns[0]: cell}
+
+
+def turns(row: Mapping[str, str]) -> list[dict[str, str]]:
+    """The turns of a chat row before its answer, each with `role` and `content`."""
+    found: list[dict[str, str]] = json.loads(row["messages"])
+    return found
+
+
+def chat_cells(conversation: Any) -> dict[str, str]:
+    """A conversation as cells: `messages`, JSON of the turns before the last assistant's, and that one as `answer`.
+
+    Args:
+        conversation: a list of {role, content} or {from, value}, or JSON of one.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    if isinstance(conversation, str):
+        try:
+            conversation = json.loads(conversation)
+        except (ValueError, RecursionError):
+            raise ValueError("no JSON list of turns") from None
+    if not isinstance(conversation, list) or not all(isinstance(turn, Mapping) for turn in conversation):
+        raise ValueError("no list of turns")
+    found = [_turn(turn) for turn in conversation]
+    answers = [number for number, turn in enumerate(found) if turn["role"] == "assistant"]
+    if not answers or not answers[-1]:
+        raise ValueError("no assistant turn after another one")
+    return {"messages": _as_json(found[:answers[-1]]), "answer": found[answers[-1]]["content"]}
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if role in ("tool", "function", "observation", "function_call") or turn.get("tool_calls"):
+        raise ValueError("a tool turn, which cannot be trained on here")
+    if role not in _ROLES:
+        raise ValueError(f"a turn whose role is {str(role)[:40]!r}, not system, user or assistant")
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError("a turn without text")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def arithmetic_answer(completion: str, reference: str) -> str | None:
@@ -103,4 +177,16 @@ SAMSUM = Task(
     recipe="samsum",
 )
 
-BUILT_IN = {task.name: task for task in (ARITHMETIC, SAMSUM)}
+CHAT = Task(
+    name="chat",
+    prompt="{messages}",
+    target="answer",
+    reference="answer",
+    metric="rouge",
+    extract=whole_answer,
+    max_new_tokens=256,
+    recipe="samsum",
+    chat=Chat(),
+)
+
+BUILT_IN = {task.name: task for task in (ARITHMETIC, SAMSUM, CHAT)}

@@ -9,12 +9,18 @@
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
     recipe: arithmetic        # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [samsum]
+
+Without `prompt` and `target`, rows are conversations (`messages`, or ShareGPT's `conversations`):
+
+    chat_template: my.jinja   # file with the chat template that renders them [the base model's own]
+    train_on: last            # all assistant turns, or the last alone [all]
+    metric: rouge             # these keys, and the others, as above
 """
 
 import ast
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +28,11 @@ from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
 from llama2tut.tasks.metrics import METRICS
-from llama2tut.tasks.task import BUILT_IN, SAMSUM, Extractor, Task, whole_answer
+from llama2tut.tasks.task import BUILT_IN, CHAT, SAMSUM, Chat, Extractor, Task, whole_answer
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
-         "max_new_tokens": int, "data": str, "recipe": str}
+         "max_new_tokens": int, "data": str, "recipe": str, "chat_template": str, "train_on": str}
+_OF_PROMPTS, _OF_CHATS = ("target", "reference", "shorten"), ("chat_template", "train_on")
 _LONGEST_PATTERN = 500
 _FUNCTION = "get_custom_dataset"  # what llama-recipes calls where a Python task names none
 # Meant for a column's cell, it seems: {{message}} or { message }.
@@ -99,8 +106,7 @@ def _task(file: YamlFile) -> Task:
               for key in values if key not in _KEYS]
     faults += [f"{file.at(key)}: {key} wants {'text' if kind is str else 'a whole number above 0'}; mend the value"
                for key, kind in _KEYS.items() if key in values and not _fits(values[key], kind)]
-    faults += [f"{file.path}: {key} is missing; add a line `{key}: …`" for key in ("prompt", "target")
-               if key not in values]
+    faults += _kind_faults(values, file)
     if faults:
         raise UsageError(*faults)
     metric = values.get("metric", next(iter(METRICS)))
@@ -112,11 +118,14 @@ def _task(file: YamlFile) -> Task:
     except ValueError as error:
         faults.append(f"{file.at('extract')}: {error}; mend the pattern")
         extract = whole_answer
-    task = Task(name=file.path.stem, prompt=values["prompt"], target=values["target"],
-                reference=values.get("reference", values["target"]), metric=metric, extract=extract,
-                max_new_tokens=values.get("max_new_tokens", 128), shorten=values.get("shorten"),
+    chat, prompt, target = None, values.get("prompt", CHAT.prompt), values.get("target", CHAT.target)
+    if "prompt" not in values:
+        chat = Chat(_read_template(values, file, faults), values.get("train_on", "all"))
+    task = Task(name=file.path.stem, prompt=prompt, target=target, reference=values.get("reference", target),
+                metric=metric, extract=extract, shorten=values.get("shorten"),
+                max_new_tokens=values.get("max_new_tokens", CHAT.max_new_tokens if chat else 128),
                 default_data=values.get("data"), recipe=values.get("recipe", SAMSUM.recipe),
-                notes=tuple(_odd(values["prompt"], file.at("prompt"))))
+                notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat)
     recipes = sorted({each.recipe for each in BUILT_IN.values()})
     if task.recipe not in recipes:
         faults.append(f"{file.at('recipe')}: there is no recipe {task.recipe}; name one of {', '.join(recipes)}")
@@ -130,6 +139,30 @@ def _task(file: YamlFile) -> Task:
     if faults:
         raise UsageError(*faults)
     return task
+
+
+def _kind_faults(values: Mapping[str, Any], file: YamlFile) -> Iterator[str]:
+    """What a task with a prompt lacks or has too much, or one without, whose rows are conversations."""
+    if "prompt" in values:
+        if "target" not in values:
+            yield f"{file.path}: target is missing; add a line `target: …`"
+        yield from (f"{file.at(key)}: {key} is for conversations, which need no prompt; leave one of the two out"
+                    for key in _OF_CHATS if key in values)
+    elif lone := [key for key in _OF_PROMPTS if key in values]:
+        yield (f"{file.path}: prompt is missing; add a line `prompt: …`, or for conversations leave "
+               f"{' and '.join(lone)} out too")
+    elif (trained := values.get("train_on", "all")) not in ("all", "last"):
+        yield f"{file.at('train_on')}: train_on {trained} is neither all nor last; name one of them"
+
+
+def _read_template(values: Mapping[str, Any], file: YamlFile, faults: list[str]) -> str | None:
+    """The text of the chat template that a task file names, if it names one."""
+    path = values.get("chat_template")
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else None
+    except (OSError, ValueError) as error:
+        faults.append(f"{file.at('chat_template')}: {path} cannot be read ({error}); name a file with a Jinja template")
+        return None
 
 
 def _odd(prompt: str, at: str) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """A row -> token ids: the prompt with the tokenizer's own bos, then the completion and eos, which alone are trained on.
 
+A conversation is what the chat template makes of it; its assistant turns and the tokens that end them are trained on.
+
 Special tokens that a template spells, as `<|im_start|>`, are tokens. Cells are plain text: `</s>` in a dialogue becomes
 the tokens of its characters, never the token that ends an answer.
 """
@@ -8,15 +10,14 @@ import copy
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from llama2tut.errors import DataError, ModelError
-from llama2tut.tasks.task import Task
+from llama2tut.tasks.readers import reason
+from llama2tut.tasks.task import Task, turns
 
 _WORD_START = re.compile(r"(?<!\S)\S")
 _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without spaces, or a link
-_ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
-_ODD = 0.01  # up to this share of faulty rows only warn; more is an error
 # No cell holds this character. It parts what spells a special token in a cell, and encloses what stands for one.
 _NUL = "\0"
 
@@ -27,14 +28,6 @@ class Example(TypedDict):
     input_ids: list[int]
     labels: list[int]
     attention_mask: list[int]
-
-
-class Encoded(NamedTuple):
-    """The examples of rows, how many of them were cut, and what is odd about the rows."""
-
-    examples: list[Example]
-    cut: int
-    notes: tuple[str, ...]
 
 
 def encode_prompt(tokenizer: Any, task: Task, row: dict[str, str], room: int,
@@ -79,62 +72,106 @@ def encode_example(tokenizer: Any, task: Task, row: dict[str, str], context_leng
     Raises:
         DataError: completion and prompt do not fit together.
     """
+    if task.chat:
+        example = _chats(tokenizer, task, [row])[0]
+        if isinstance(example, DataError):
+            raise example
+        if len(example["input_ids"]) > context_length:
+            raise DataError(f"the conversation takes {len(example['input_ids'])} tokens where {context_length} are "
+                            "left; shorten it or raise --context-length")
+        return example, False
     completion = _completions(tokenizer, [row[task.target]])[0]
     prompt, cut = encode_prompt(tokenizer, task, row, context_length - len(completion))
     return _example(prompt, completion), cut
 
 
-def encode_rows(tokenizer: Any, task: Task, rows: list[dict[str, str]], context_length: int, where: str) -> Encoded:
-    """Every row as `encode_example` gives it, in order.
+def encode_all(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> Sequence[Example | DataError]:
+    """The example of each row, however long it is, or what is wrong with the row."""
+    if task.chat:
+        return _chats(tokenizer, task, rows)
+    completions = _completions(tokenizer, [row[task.target] for row in rows])
+    return [_example(prompt, completion) for prompt, completion in zip(
+        _prompts(tokenizer, task, rows), completions, strict=True)]
+
+
+def _chats(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list[Example | DataError]:
+    """Each conversation, trained on its assistant turns and what ends them, or what is wrong with it."""
+    written: list[tuple[str, list[tuple[int, int]]] | DataError] = []
+    for row in rows:
+        try:
+            written.append(_conversation(tokenizer, task, row))
+        except DataError as fault:
+            written.append(fault)
+    texts = [item[0] for item in written if not isinstance(item, DataError)]
+    reader, marks = _marked(tokenizer)
+    found = reader(texts, split_special_tokens=True, add_special_tokens=False, return_offsets_mapping=True,
+                   verbose=False) if texts else {"input_ids": [], "offset_mapping": []}
+    tokens = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
+    examples: list[Example | DataError] = []
+    for item in written:
+        if isinstance(item, DataError):
+            examples.append(item)
+            continue
+        ids, places = next(tokens)
+        ids = [marks.get(token, token) for token in ids]
+        labels = [token if any(start <= place[0] < end for start, end in item[1]) else -100
+                  for token, place in zip(ids, places, strict=True)]
+        examples.append(Example(input_ids=ids, labels=labels, attention_mask=[1] * len(ids)))
+    return examples
+
+
+def _conversation(tokenizer: Any, task: Task, row: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation as `_written` writes it, and the (start, end) of what is trained on in it.
 
     Raises:
-        DataError: one message for all rows that do not fit, and one for targets that spell the end token themselves;
-            they start with `where` and count rows from 1.
+        DataError: the chat template refuses it, or does not show where a turn begins and ends.
     """
-    examples, cuts, faults = [], 0, dict[int, str]()
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[first : first + _ROWS_AT_ONCE]
-        prompts = _prompts(tokenizer, task, some)
-        completions = _completions(tokenizer, [row[task.target] for row in some])
-        for number, (row, prompt, completion) in enumerate(zip(some, prompts, completions, strict=True), first + 1):
-            examples.append(_example(prompt, completion))
-            if len(prompt) + len(completion) > context_length:
-                try:
-                    examples[-1], cut = encode_example(tokenizer, task, row, context_length)
-                    cuts += cut
-                except DataError as fault:
-                    faults[number] = str(fault)
-    odd, notes = _spelt_out(tokenizer, task, rows, where)
-    if faults:
-        first, numbers = min(faults), ", ".join(map(str, [*faults][:3])) + ", …" * (len(faults) > 3)
-        count = f"{len(faults)} of {len(rows)}"
-        odd.append(f"{where}: {count} rows do not fit (row {numbers}); in row {first} {faults[first]}")
-    if odd:
-        raise DataError(*odd)
-    return Encoded(examples, cuts, tuple(notes))
+    assert task.chat
+    specials = special_tokens(tokenizer)
+    said = [*turns(row), {"role": "assistant", "content": row[task.target]}]
+    whole = _rendered(tokenizer, task, said, ask=False)
+    spans = []
+    for number, turn in enumerate(said, 1):
+        if turn["role"] != "assistant" or (task.chat.trained == "last" and number < len(said)):
+            continue
+        before = _rendered(tokenizer, task, said[:number - 1], ask=True)
+        after = _rendered(tokenizer, task, said[:number], ask=False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise DataError(f"the chat template writes turn {number} otherwise when it asks for it or when more turns "
+                            "follow; name another chat_template in a TASK.yaml, or train_on: last")
+        *_, last = [None, *specials.finditer(after, len(before))]
+        if last and not after[last.end():].strip():  # a line break behind the end of a turn is no part of it
+            after = after[:last.end()]
+        spans.append((len(_written(specials, before)), len(_written(specials, after))))
+    return _written(specials, whole), spans
 
 
-def _spelt_out(tokenizer: Any, task: Task, rows: list[dict[str, str]], where: str) -> tuple[list[str], list[str]]:
-    """What is wrong and what is odd about special tokens that stand in cells, where they are text."""
-    faults: list[str] = []
-    notes: list[str] = []
-    specials, end = _specials(tokenizer), tokenizer.eos_token
-    ended = [number for number, row in enumerate(rows, 1) if row[task.target].rstrip().endswith(end)]
-    if ended:
-        message = (f"{where}: the {task.target} ends in {end} in {len(ended):,} of {len(rows):,} rows (row {ended[0]} "
-                   "first), as text that answers would then end in; the token itself is added to every row: delete it")
-        (faults if len(ended) > _ODD * len(rows) else notes).append(message)
-    cells = ((number, specials.search(row[column])) for number, row in enumerate(rows, 1) for column in task.columns)
-    found = {number: match[0] for number, match in cells if match and number not in set(ended)}
-    if found:
-        number, name = next(iter(found.items()))
-        notes.append(f"{where}: {len(found):,} rows have {name} or another special token in a cell (row {number} "
-                     "first): it is text there; in the task's prompt it would be the token")
-    return faults, notes
+def _rendered(tokenizer: Any, task: Task, said: Sequence[dict[str, str]], *, ask: bool) -> str:
+    """Turns as the chat template writes them; with `ask`, up to where the next answer begins.
+
+    Raises:
+        ModelError: there is no chat template.
+        DataError: it refuses the turns.
+    """
+    assert task.chat
+    if not (task.chat.template or tokenizer.chat_template):
+        raise ModelError("the base model has no chat template; choose a --model that has one, or name a Jinja file as "
+                         "chat_template in a TASK.yaml")
+    specials = special_tokens(tokenizer)
+    parted = [{**turn, "content": _parted(specials, turn["content"])} for turn in said]
+    try:
+        return str(tokenizer.apply_chat_template(parted, tokenize=False, add_generation_prompt=ask,
+                                                 chat_template=task.chat.template))
+    except Exception as error:  # a template may raise what it likes
+        raise DataError(f"the chat template refuses the conversation ({reason(error)}); mend the row, or name another "
+                        "chat_template in a TASK.yaml") from None
 
 
 def _prompts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list[list[int]]:
-    specials = _specials(tokenizer)
+    if task.chat:  # whose template has a bos of its own
+        texts = [_rendered(tokenizer, task, turns(row), ask=True) for row in rows]
+        return _ids(tokenizer, texts, add_special_tokens=False)
+    specials = special_tokens(tokenizer)
     texts = [task.render({column: f"{_NUL}{_parted(specials, row[column])}{_NUL}" for column in task.prompt_columns})
              for row in rows]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -161,21 +198,24 @@ def _ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
     The tokenizer reads a special token either everywhere in a text or nowhere. So a copy of it reads marks in the
     place of those that count, cut out of the text around them just as the tokens would be, and nowhere the tokens.
     """
-    specials = _specials(tokenizer)
+    specials = special_tokens(tokenizer)
     if not any(specials.search(text) for text in texts):
         return plain_ids(tokenizer, [text.replace(_NUL, "") for text in texts], **options)
     reader, marks = _marked(tokenizer)
-    written = []
-    for text in texts:
-        between, names = specials.split(text), specials.findall(text)
-        written.append("".join(plain.replace(_NUL, "") + mark for plain, mark in zip(
-            between, [*map(_mark, names), ""], strict=True)))
+    written = [_written(specials, text) for text in texts]
     return [[marks.get(token, token) for token in ids] for ids in plain_ids(reader, written, **options)]
 
 
+def _written(specials: re.Pattern[str], text: str) -> str:
+    """A text with a mark for each special token in it, and without all other NULs."""
+    between, names = specials.split(text), specials.findall(text)
+    marks = [*map(_mark, names), ""]
+    return "".join(plain.replace(_NUL, "") + mark for plain, mark in zip(between, marks, strict=True))
+
+
 @functools.lru_cache(maxsize=4)
-def _specials(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the special tokens of a tokenizer, longer names first."""
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """A pattern that finds the names of a tokenizer's special tokens in text, longer names first."""
     names = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
     return re.compile("|".join(map(re.escape, reversed(names))) or "(?!)")
 
