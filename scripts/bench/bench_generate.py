@@ -103,7 +103,7 @@ def plain(generator: object, ids: list[list[int]], max_new_tokens: int, batch_si
     """transformers' own generate on batches in the order of the rows; new tokens up to each row's eos."""
     import torch
 
-    model, eos = generator._switch, generator.tokenizer.eos_token_id  # type: ignore[attr-defined]
+    model, eos = generator._peft_model, generator.tokenizer.eos_token_id  # type: ignore[attr-defined]
     total = 0
     with torch.inference_mode(), contextlib.nullcontext() if tuned else model.disable_adapter():
         for at in range(0, len(ids), batch_size):

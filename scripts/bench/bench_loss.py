@@ -20,11 +20,12 @@ from pathlib import Path
 
 PLAIN = """
 import sys
-from llama2tut import kernels, planning
-from llama2tut.cli import main
+from llama2tut.cli.main import main
+from llama2tut.gpu import cuda_graphs
+from llama2tut.training import planning
 
 planning.liger_available = lambda: False
-kernels.autocast_decoder = lambda *_: None
+cuda_graphs.autocast_decoder = lambda *_: None
 sys.exit(main(sys.argv[1:]))
 """
 
