@@ -44,6 +44,10 @@ class Console:
         self._line_is_open = False
         self._last_progress = 0.0
 
+    def silence(self) -> None:
+        """Say nothing from now on: another process of the same run speaks."""
+        self.out = self.err = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process
+
     def write(self, text: str) -> None:
         """Results, as they are.
 

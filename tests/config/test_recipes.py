@@ -19,8 +19,8 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 def run_of(request, quantization: str) -> RunConfig:
     open_fields = {field.name: "x" for field in dataclasses.fields(RunConfig)}
     return RunConfig(**open_fields | {
-        "request": dataclasses.replace(request, output_dir=Path("out")), "precision": "bf16", "digests": {},
-        "quantization": quantization, "versions": {}})
+        "request": dataclasses.replace(request, output_dir=Path("out")), "precision": "bf16", "digests": {}, "ranks": 1,
+        "first_ranks": 1, "quantization": quantization, "versions": {}})
 
 
 def test_the_recipes_that_the_design_names_are_there():

@@ -23,6 +23,8 @@ from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console, Result
 from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError
+from llama2tut.gpu import ranks
+from llama2tut.gpu.launch import Failure, StartRanks, launch
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
 # What a path or a disk can be to blame for, wherever it is met first; a file that is not there is looked for before.
@@ -45,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     console, code = Console(), 0
+    if ranks.rank() > 0:
+        console.silence()
+    ranks.settle()
     try:
         words = [word for word in argv if word in ("--help", "-h")]
         if words or not argv:
@@ -64,15 +69,14 @@ def _main(argv: Sequence[str]) -> int:
             logging.getLogger(name).setLevel(logging.ERROR)
         with contextlib.redirect_stdout(console.err), warnings.catch_warnings(action="ignore"):
             result = run(request, console)
+            if isinstance(result, StartRanks):
+                outcome = launch(argv, result.count)
+                return outcome if isinstance(outcome, int) else _say(outcome, console)
         code = result.exit_code
         console.write(result.text)
         return code
     except UserError as error:
-        for fault in error.faults[:_MOST_FAULTS]:
-            console.note(f"llama2tut: error: {' '.join(fault.split())}")
-        if (more := len(error.faults) - _MOST_FAULTS) > 0:
-            console.note(f"llama2tut: error: {more:,} more; mend these first")
-        return 2
+        return _say(Failure(None, 2, "\n".join(" ".join(fault.split()) for fault in error.faults)), console)
     except Interrupted as stop:
         console.note(f"llama2tut: {stop}")
         return 128 + stop.signal_number
@@ -83,11 +87,25 @@ def _main(argv: Sequence[str]) -> int:
         return code  # the reader of stdout (`| head`) has seen enough
     except Exception as error:
         if blame := _not_ours(error):
-            console.note(f"llama2tut: error: {blame}")
-            return 2
-        console.note(f"{traceback.format_exc()}llama2tut: this is a defect in llama2tut; please report it with the "
-                     "lines above")
+            return _say(Failure(None, 2, blame), console)
+        return _say(Failure(None, 1, f"{type(error).__name__}: {error}", traceback.format_exc()), console)
+
+
+def _say(failure: Failure, console: Console) -> int:
+    """Say what ended the run, or leave that to whoever started this rank; the exit code."""
+    if ranks.record_failure(failure.exit_code, failure.text, failure.trace):
+        return failure.exit_code
+    where = "" if failure.rank is None else f"rank {failure.rank}: "
+    if failure.exit_code == 1:
+        console.note(f"{failure.trace}llama2tut: {where}this is a defect in llama2tut; please report it with the lines "
+                     "above")
         return 1
+    faults = failure.text.split("\n")
+    for fault in faults[:_MOST_FAULTS]:
+        console.note(f"llama2tut: error: {where}{fault}")
+    if (more := len(faults) - _MOST_FAULTS) > 0:
+        console.note(f"llama2tut: error: {more:,} more; mend these first")
+    return failure.exit_code
 
 
 def _not_ours(error: Exception) -> str | None:

@@ -1,5 +1,6 @@
 """`llama2tut finetune`: refuse all that can be refused, run the engine once, and write what people read."""
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
@@ -12,8 +13,10 @@ from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import locked, output_fault, sweep, writing
+from llama2tut.gpu import ranks
+from llama2tut.gpu.launch import StartRanks
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
-from llama2tut.models.device import check_precision, choose_device, gpu_present
+from llama2tut.models.device import check_precision, choose_device, ranks_to_start
 from llama2tut.tasks.examples import reading_once, request_rows, run_examples
 from llama2tut.tasks.metrics import metric_of
 from llama2tut.tasks.rows import Rows
@@ -28,7 +31,7 @@ _WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.p
 
 @reading_once()
 def run(request: FinetuneRequest, console: Console) -> Result:
-    """Fine-tune, or with --dry-run show what would be done.
+    """Fine-tune, or with --dry-run show what would be done; on several GPUs, once there is a process for each.
 
     Raises:
         UserError: all that is wrong with folder, data and model together, before anything heavy is loaded.
@@ -36,8 +39,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     faults = Faults()
     task = None if is_python(request.task) else load_task(request.task)
     device = choose_device(request.gpus)
-    if request.gpus and not gpu_present():
-        faults.append("--gpus 1: this machine shows no NVIDIA GPU; leave the flag out to train on the CPU")
+    count = faults.attempt(ranks_to_start, request.gpus) or 1
     model = request.model or (DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     folder = request.output_dir or default_output_dir(request.task)
     request = dataclasses.replace(request, model=model, output_dir=folder,
@@ -60,6 +62,8 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     if finished:
         console.note(f"{folder} holds a finished run; there is nothing left to do")
         return Result(_next_steps(request))
+    if count > 1 and not request.dry_run:
+        return StartRanks(count=count)
     if device == "cpu" and model == DEFAULT_CPU:
         console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
     for note in (*base_model.notes, *(task.notes if task else ()), *(rows.notes if rows else ())):
@@ -68,7 +72,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     from llama2tut.reports.dry_run import dry_run
     from llama2tut.training.planning import resolve_run
 
-    config = resolve_run(request, base_model, rows, console)
+    config = resolve_run(request, base_model, rows, console, ranks=max(count, ranks.world()))
     if request.dry_run:
         return Result(dry_run(config, base_model, rows, console))
     return _train(config, base_model, task, rows, console)
@@ -78,7 +82,7 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
            console: Console) -> Result:
     import torch
 
-    from llama2tut.models.loading import copy_tokenizer, load_tokenizer
+    from llama2tut.models.loading import load_tokenizer
     from llama2tut.models.memory import advice
     from llama2tut.reports.card import write_report
     from llama2tut.training.engine import train
@@ -93,23 +97,11 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
                          f"{base_model.name} was made for; a lower --context-length shortens or names them")
     for note in notes:
         console.warn(note)
-    with locked(config.output_dir):
-        for folder in (config.output_dir, config.output_dir / "checkpoints"):
-            sweep(folder)
-        resume_from = None
-        if config.request.resume:
-            resume_from, damaged = newest_checkpoint(config.output_dir)
-            for fault in damaged:
-                console.warn(fault)
-            if resume_from is None:
-                console.note(f"{config.output_dir} has no checkpoint yet: starting at the beginning")
-            else:
-                refuse_changed(config)
-        if resume_from is None:
-            _clear(config.output_dir)
-        with writing(config.output_dir):
-            config.write()
-        publish(config.output_dir, partial(copy_tokenizer, config.model_path))
+    first = ranks.rank() == 0  # it alone writes
+    with locked(config.output_dir) if first else contextlib.nullcontext():
+        resume_from = _resume_from(config, console)
+        if first:
+            _begin(config, anew=resume_from is None)
         score = None
         if config.request.eval_generate and task and rows:
             score = answer_scorer(config, task, rows, tokenizer, base_model.positions, console)
@@ -121,7 +113,8 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
                              gradient_checkpointing=config.gradient_checkpointing)
             raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
                                "changes gradient checkpointing alone, else --force") from None
-        write_report(config, run, console)
+        if first:
+            write_report(config, run, console)
     return Result(_next_steps(config.request))
 
 
@@ -133,6 +126,33 @@ def _recipe(request: FinetuneRequest, device: str) -> str:
     return (f"recipe: {source}; learning rate {request.lr:g}, {request.batch_size} rows a batch"
             f"{f' and {batches} batches a step' if batches > 1 else ''}, {epochs}, LoRA r {request.lora_r} on "
             f"{', '.join(request.lora_targets)}")
+
+
+def _resume_from(config: RunConfig, console: Console) -> Path | None:
+    """The checkpoint to go on from, or None to start at the beginning."""
+    if not config.request.resume:
+        return None
+    resume_from, damaged = newest_checkpoint(config.output_dir)
+    for fault in damaged:
+        console.warn(fault)
+    if resume_from is None:
+        console.note(f"{config.output_dir} has no checkpoint yet: starting at the beginning")
+    else:
+        refuse_changed(config)
+    return resume_from
+
+
+def _begin(config: RunConfig, *, anew: bool) -> None:
+    """Make the output folder ready, with what every run writes first."""
+    from llama2tut.models.loading import copy_tokenizer
+
+    for folder in (config.output_dir, config.output_dir / "checkpoints"):
+        sweep(folder)
+    if anew:
+        _clear(config.output_dir)
+    with writing(config.output_dir):
+        config.write()
+    publish(config.output_dir, partial(copy_tokenizer, config.model_path))
 
 
 def _next_steps(request: FinetuneRequest) -> str:

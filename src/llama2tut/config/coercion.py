@@ -36,7 +36,10 @@ def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         if value is None or (value == "auto" and limits.get("auto")):
             return None
-        annotation = next(arm for arm in get_args(annotation) if arm is not type(None))
+        arms = [arm for arm in get_args(annotation) if arm is not type(None)]
+        if any(get_origin(arm) is Literal and value in get_args(arm) for arm in arms):
+            return value
+        annotation = next(arm for arm in arms if len(arms) == 1 or get_origin(arm) is not Literal)
     origin = get_origin(annotation)
     if origin is Literal:
         return _choice(value, get_args(annotation))

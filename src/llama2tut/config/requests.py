@@ -95,8 +95,8 @@ class FinetuneRequest:
     save_steps: int | None = flag(None, "checkpoint every N optimizer steps [about every ten minutes]", least=1,
                                   group="Run")
     resume: bool = flag(False, "go on from the newest checkpoint; unset flags come from the saved run", group="Run")
-    gpus: int | None = flag(None, "0: train on the CPU; 1: on one GPU [1 where there is one]", least=0, most=1,
-                            group="Run")
+    gpus: int | Literal["auto"] | None = flag(None, "N: train on N GPUs; auto: on all; 0: on the CPU [1 where there is "
+                                              "one]", least=0, most=1024, group="Run")
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
     dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing", group="Run")

@@ -36,6 +36,8 @@ class RunConfig:
         gradient_checkpointing: whether activations are recomputed in the backward pass.
         liger: whether Liger's fused kernels are used.
         cuda_graphs: whether the decoder is compiled and captured as CUDA graphs.
+        ranks: processes that train together, one for each GPU.
+        first_ranks: as many as the run was started with; resumed on another number, it keeps its steps.
         data_source: what the rows were read from, for people.
         digests: file -> sha256 (or hub id -> revision) of the rows, and of the base model.
         versions: package -> version.
@@ -50,6 +52,8 @@ class RunConfig:
     gradient_checkpointing: bool
     liger: bool
     cuda_graphs: bool
+    ranks: int = 1
+    first_ranks: int = 1
     data_source: str
     digests: Mapping[str, str]
     versions: Mapping[str, str]
@@ -59,6 +63,11 @@ class RunConfig:
         """Where everything about the run goes."""
         assert self.request.output_dir is not None  # building.py filled it
         return self.request.output_dir
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches in an optimizer step, of all ranks together."""
+        return self.request.gradient_accumulation_steps * self.first_ranks
 
     @property
     def resume_command(self) -> str:
@@ -94,7 +103,7 @@ def read_run(folder_or_file: Path) -> RunConfig:
     try:
         request = {fields[key].name: _typed(fields[key], value) for key, value in values["request"].items()}
         names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "request"]
-        return RunConfig(request=FinetuneRequest(**request), **{name: values[name] for name in names})
+        return RunConfig(request=FinetuneRequest(**request), **{name: values[name] for name in names if name in values})
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ModelError(f"{path} was not written by this version of llama2tut; train again, "
                          "or name --task, --data and --model") from None

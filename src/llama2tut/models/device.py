@@ -1,12 +1,14 @@
 """The device: whether there is a GPU, whether it starts, what it computes in and how much memory is free."""
 
 import glob
+import itertools
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 from llama2tut.config.requests import Precision
 from llama2tut.errors import MachineError, UsageError
+from llama2tut.gpu import ranks
 
 Device = Literal["cuda", "cpu"]
 
@@ -15,12 +17,42 @@ _GIB = 2**30
 
 def gpu_present() -> bool:
     """Whether a CUDA GPU can be expected here, told from the device files alone (torch takes seconds to ask)."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return False
-    return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
+    return gpu_count() > 0
 
 
-def choose_device(gpus: int | None = None) -> Device:
+def gpu_count() -> int:
+    """GPUs that can be expected here, told likewise; WSL shows one file for all, which counts as one."""
+    there = len(glob.glob("/dev/nvidia[0-9]*")) or len(glob.glob("/dev/dxg"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    # CUDA reads the list up to the first entry that is none.
+    named = itertools.takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
+    return min(there, len(list(named)))
+
+
+def ranks_to_start(gpus: int | str | None) -> int:
+    """How many processes `--gpus` asks for; 1 also in a process that was started as one of several.
+
+    Raises:
+        UsageError: there are not so many GPUs, or the launcher started another number of processes.
+    """
+    there = gpu_count()
+    if ranks.world() > 1:
+        started = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
+        if gpus not in (None, "auto", 0, started):
+            raise UsageError(f"--gpus {gpus}: {started} processes were started on this host; leave the flag out")
+        return 1
+    if gpus == "auto":
+        return max(1, there)
+    if gpus and int(gpus) > there:
+        have = f"{there} NVIDIA GPU{'s' if there > 1 else ''}" if there else "no NVIDIA GPU"
+        raise UsageError(f"--gpus {gpus}: this machine shows {have}; "
+                         + (f"give --gpus {there}, or auto" if there else "leave the flag out to train on the CPU"))
+    return int(gpus or 1)
+
+
+def choose_device(gpus: int | str | None = None) -> Device:
     """The GPU where there is one, unless `--gpus 0` leaves it alone."""
     return "cuda" if gpus != 0 and gpu_present() else "cpu"
 

@@ -30,7 +30,8 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
     splits, notes = run_examples(config.request, tokenizer)
     for note in notes:
         console.warn(note)
-    schedule = make_schedule([len(example["input_ids"]) for example in splits["train"]], config.request)
+    schedule = make_schedule([len(example["input_ids"]) for example in splits["train"]], config.request,
+                             config.batches_per_step)
     total = sum(len(splits["train"][index]["input_ids"])
                 for _, batch in schedule.batches for row in batch for index in row)
     rate = (_H100_TOKENS_PER_S if config.device == "cuda" else _CPU_TOKENS_PER_S) / base_model.parameters

@@ -1,7 +1,7 @@
 """What a run leaves on disk while it runs: checkpoints to resume from, and the published adapter; whole or not at all.
 
-A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (optimizer and random states, read back with
-unpickling restricted to tensors) and state.json (step, micro-batch, best loss so far, and the sha256 of the other two).
+A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (read back with unpickling restricted to
+tensors) and state.json (step, micro-batch, best loss so far, and the sha256 of the other two).
 """
 
 import dataclasses
@@ -63,11 +63,8 @@ def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Posi
     with writing(folder), staging(folder.with_name("step")) as new:
         save_file({name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()},
                   new / _ADAPTER)
-        random_states = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random_states["cuda"] = torch.cuda.get_rng_state()
         states = io.BytesIO()  # torch's own writer does not say what is wrong with a disk
-        torch.save({"optimizer": optimizer.state_dict(), "random": random_states}, states)
+        torch.save({"optimizer": optimizer.state_dict()}, states)
         (new / _OPTIMIZER).write_bytes(states.getbuffer())
         state = dataclasses.asdict(position) | {"sha256": _digests(new)}
         (new / _STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -119,7 +116,7 @@ def read_position(folder: Path) -> Position:
 
 
 def read_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
-    """Put a checkpoint's adapter into the model, and give its optimizer's and random states.
+    """Put a checkpoint's adapter into the model, and give its optimizer's state.
 
     Raises:
         ModelError: they cannot be read, or are another model's.

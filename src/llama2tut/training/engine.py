@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TextIO
 
 from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
-from llama2tut.gpu import kernels
+from llama2tut.gpu import kernels, ranks
 from llama2tut.models.device import torch_dtype
 from llama2tut.training import compat
 from llama2tut.training.loop import TrainingRun
@@ -24,7 +25,7 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model_name": config.model_path, "output_dir": str(config.output_dir), "seed": request.seed,
         "use_peft": True, "peft_method": "lora", "lr": request.lr, "gamma": 1.0,
-        "gradient_clipping": True, "gradient_accumulation_steps": request.gradient_accumulation_steps,
+        "gradient_clipping": True, "gradient_accumulation_steps": math.ceil(config.batches_per_step / config.ranks),
         "use_fp16": config.precision == "fp16", "context_length": request.context_length,
         # One epoch of finished batches, which are those of all epochs in a row: see loop.py.
         "num_epochs": 1, "batching_strategy": "packing", "batch_size_training": 1, "val_batch_size": 1,
@@ -67,12 +68,14 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
         kernels.patch_llama(training=True, compiled=config.cuda_graphs)
     callbacks = compat.Callbacks(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
                          on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
-    with upstream_log(config.output_dir / UPSTREAM_LOG), compat.mended(callbacks), on_device(config.device):
+    log = config.output_dir / UPSTREAM_LOG if ranks.rank() == 0 else Path(os.devnull)
+    with upstream_log(log), compat.mended(callbacks), on_device(config.device):
         from llama_recipes.finetuning import main
 
         with run.hooks():
             main(**upstream_arguments(config))
     run.finish()
+    ranks.leave()
     return run
 
 

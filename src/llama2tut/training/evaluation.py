@@ -1,17 +1,55 @@
 """How a model under training does on validation rows: its loss over all trained tokens, and its answers' score."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
+from llama2tut.gpu import ranks
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
+from llama2tut.training.schedule import Turn
+
+
+@dataclass
+class StepLoss:
+    """The loss of the optimizer step under way, over the trained tokens of all its micro-batches.
+
+    Attributes:
+        started: when, in seconds.
+        tokens: of all ranks, without padding.
+    """
+
+    started: float = 0.0
+    tokens: int = 0
+    _parts: list[Any] = field(default_factory=list)  # of this rank's micro-batches
+    _sums: Any = None  # of all ranks, where there are several
+
+    def add(self, loss: Any, turn: Turn) -> None:
+        """Take in the mean loss of a micro-batch; the GPU is not waited for."""
+        self._parts.append(loss.detach() * turn.share)
+        self.tokens += turn.tokens
+
+    def add_up(self, model: Any, asked: Sequence[bool]) -> None:
+        """Add up all ranks' gradients, loss, and what was `asked` of some of them, in one exchange."""
+        import torch
+
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        loss = torch.stack(self._parts).sum().to(gradients[0])
+        self._sums = torch.cat([loss[None], torch.tensor(asked).to(loss)])
+        ranks.add_up([*gradients, self._sums])
+
+    def read(self, count: int) -> list[float]:
+        """The step's loss, and how many ranks were asked for each of `count` things; none where there is one rank."""
+        if self._sums is None:
+            return [sum(loss.item() for loss in self._parts), *[0.0] * count]
+        return [float(number) for number in self._sums.tolist()]
 
 
 def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],
                         progress: Callable[[int, int], None] = lambda done, total: None) -> float:
-    """The mean loss over every trained token of the batches; NaN where there is none.
+    """The mean loss over every trained token of the batches, of which each rank takes its part; NaN for none.
 
     Args:
         model: returns `.loss`, the mean over a batch's trained tokens.
@@ -25,18 +63,24 @@ def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    total, count, world = 0.0, 0, ranks.world()
     try:
         with torch.no_grad():
-            for done, batch in enumerate(batches, 1):
-                trained = int((batch["labels"][:, 1:] != -100).sum())
-                if trained:
+            for done, batch in enumerate(batches):
+                mine = done % world == ranks.rank()
+                # All ranks pass equally many, as they must where each holds a part of the weights.
+                if not mine and (done + 1 < len(batches) or ranks.rank() < done % world):
+                    continue
+                if trained := int((batch["labels"][:, 1:] != -100).sum()):
                     loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
-                    total += loss.item() * trained
-                    count += trained
-                progress(done, len(batches))
+                    total += loss.item() * trained * mine
+                    count += trained * mine
+                progress(done + 1, len(batches))
     finally:
         model.train(was_training)
+    sums = torch.tensor([total, count], dtype=torch.float64, device=device)
+    ranks.add_up([sums])
+    total, count = sums.tolist()
     return total / count if count else float("nan")
 
 
@@ -75,12 +119,14 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
             with torch.compiler.set_stance("force_eager"):
                 generator = Generator(LoadedModel(base, None, tokenizer, frozenset({tokenizer.eos_token_id}), (), ()))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
-                answers = generator.answers(prompts, adapter=None, sampling=greedy, progress=lambda done: (
-                    console.progress(f"validation: {done:,}/{len(prompts):,} answers")))
+                mine = ranks.own(prompts)
+                answers = generator.answers(mine, adapter=None, sampling=greedy, progress=lambda done: (
+                    console.progress(f"validation: {done:,}/{len(mine):,} answers")))
         finally:
             base.set_attn_implementation(attention)
             model.train(was_training)
-        found = score(task, answers.texts, [row[task.reference] for row in chosen], seed=config.request.seed)
+        texts = ranks.together(answers.texts)
+        found = score(task, texts, [row[task.reference] for row in chosen], seed=config.request.seed)
         return {f"eval_{name}": found.means[name] for name in found.per_row}
 
     return scores

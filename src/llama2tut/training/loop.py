@@ -3,34 +3,26 @@
 import contextlib
 import dataclasses
 import math
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.runs import METRICS_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
 from llama2tut.files import append_line, appending, writing
+from llama2tut.gpu import ranks
 from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples
 from llama2tut.training.checkpointing import Position, publish, read_checkpoint, read_position, save_checkpoint
-from llama2tut.training.evaluation import token_weighted_loss
+from llama2tut.training.evaluation import StepLoss, token_weighted_loss
 from llama2tut.training.packing import collate
-from llama2tut.training.schedule import Schedule, make_schedule
+from llama2tut.training.schedule import Schedule, TrainingBatches, Turn, make_schedule
 
 _SAVE_EVERY = 600  # seconds
-
-
-@dataclass
-class _Step:
-    """What has gone into the optimizer step under way."""
-
-    losses: list[tuple[Any, float]] = dataclasses.field(default_factory=list)  # (mean loss, share) of each micro-batch
-    tokens: int = 0  # without padding
-    started: float = 0.0
 
 
 class TrainingRun:
@@ -58,8 +50,8 @@ class TrainingRun:
         self.last_validation_loss = math.nan
         self.tokens, self.seconds = 0, 0.0  # of this process; `at` counts the resumed run's too
         self._restore: dict[str, Any] = {}
-        self._step = _Step()
-        self._next: tuple[float, int] = (1.0, 0)  # share in its step and tokens of the micro-batch handed out last
+        self._step = StepLoss()
+        self._turn: Turn  # of the micro-batch that upstream's loader handed out last
         self._signal: int | None = None
         self._evaluated_at: int | None = None
         self._saved_at, self._peak = time.monotonic(), 0.0
@@ -73,14 +65,16 @@ class TrainingRun:
             raise TrainingError("nothing would be trained: no parameter needs gradients; widen --lora-targets")
         self.model = model
         self.prepare(model)
+        ranks.join(self.config.device)
         if self.checkpoint:
             self._restore = read_checkpoint(self.checkpoint, model)
+        ranks.share(parameter.data for parameter in model.parameters() if parameter.requires_grad)
         inner = model.get_base_model()
         inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
         self._peak = peak_gib()  # upstream starts the count anew
 
-    def batches(self, examples: Examples, context_length: int) -> "_TrainingBatches | list[dict[str, Any]]":
+    def batches(self, examples: Examples, context_length: int) -> TrainingBatches | list[dict[str, Any]]:
         """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
         request = self.config.request
         lengths = [len(example["input_ids"]) for example in examples]
@@ -88,11 +82,11 @@ class TrainingRun:
             self.console.note(f"{examples.split}: {examples.shortened:,} of {len(examples):,} rows were longer than "
                               f"{context_length:,} tokens and were shortened at their front")
         if examples.split == "train":
-            self.schedule = make_schedule(lengths, request)
+            self.schedule = make_schedule(lengths, request, self.config.batches_per_step)
             if not self.schedule.batches:
                 raise DataError("there is no training row; give --data with at least one")
             self._announce(len(examples), sum(lengths))
-            return _TrainingBatches(self, examples, self.schedule)
+            return TrainingBatches(self.schedule, examples, self.at.micro, lambda turn: self._take(turn, examples))
         once = dataclasses.replace(request, epochs=1, max_steps=None)
         self.validation = [self._collate(examples, rows) for _, rows in make_schedule(lengths, once).batches]
         return self.validation
@@ -130,7 +124,8 @@ class TrainingRun:
             TrainingError: the validation loss is not finite; the adapter is kept.
         """
         if self.config.request.keep == "last" or self.at.best_loss is None:
-            publish(self.config.output_dir, self.model.save_pretrained)
+            self._publish()
+        self._peak = max(ranks.all_values(self.peak_gib or 0.0))
         kept = self.last_validation_loss if self.config.request.keep == "last" else self.at.best_loss
         if kept is None or not math.isfinite(kept):
             raise TrainingError(f"the validation loss is {self.last_validation_loss}; the adapter was kept in "
@@ -139,25 +134,26 @@ class TrainingRun:
     # PyTorch's hooks.
 
     def _before_forward(self, module: Any, args: Any, kwargs: Any) -> None:
-        if module.training and not self._step.started:  # the first batch is there; reading the data is not training
-            self._step.started = time.perf_counter()
-        if module.training and "random" in self._restore:
+        if module.training:
             import torch
 
-            states = self._restore.pop("random")
-            torch.set_rng_state(states["cpu"])
-            if "cuda" in states and self.config.device == "cuda":
-                torch.cuda.set_rng_state(states["cuda"])
+            self._step.started = self._step.started or time.perf_counter()  # reading the data is not training
+            # What dropout drops belongs to the batch: it is the same after a resumption, and on any rank.
+            torch.manual_seed(random.Random(f"{self.config.request.seed}-{self._turn.number}").getrandbits(32))
 
     def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if module.training:
-            share, tokens = self._next
-            self._step.losses.append((output.loss.detach(), share))
-            # Upstream divides by the number of micro-batches and adds the gradients: without the share, the tokens of
-            # a micro-batch with few trained ones would count more than others, and a last short group less.
-            output.loss = output.loss * (share * self.schedule.accumulation)
-            self._step.tokens += tokens
-            self.at = dataclasses.replace(self.at, micro=self.at.micro + 1)
+        if not module.training:
+            return
+        self._step.add(output.loss, self._turn)
+        # Upstream divides by the number of micro-batches and adds the gradients: without the share, the tokens of
+        # a micro-batch with few trained ones would count more than others, and a last short group less.
+        output.loss = output.loss * (self._turn.share * math.ceil(self.schedule.accumulation / ranks.world()))
+        self.at = dataclasses.replace(self.at, micro=self._turn.done)
+        if self._turn.last and ranks.world() > 1:  # once a step, and before upstream unscales and clips
+            ranks.after_backward(output.loss, self._add_up)
+
+    def _add_up(self) -> None:
+        self._step.add_up(self.model, [self._signal == number for number in STOPPING])
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if "optimizer" in self._restore:
@@ -169,7 +165,8 @@ class TrainingRun:
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
         # Reading the loss waits for the GPU, so it stands before the clock; upstream's own bar would wait here too.
-        loss = sum(loss.item() * share for loss, share in self._step.losses)
+        loss, *asked = self._step.read(len(STOPPING))
+        self._signal = next((number for number, some in zip(STOPPING, asked, strict=True) if some), self._signal)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
         self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds,
@@ -188,7 +185,7 @@ class TrainingRun:
         if step in self.schedule.evaluate_at:
             self._evaluate(step)
         self._save_if_due(optimizer)
-        self._step = _Step(started=time.perf_counter())
+        self._step = StepLoss(started=time.perf_counter())
 
     # The parts of a step.
 
@@ -206,6 +203,10 @@ class TrainingRun:
         self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
                           + (f", going on after step {self.at.step:,}" if self.at.step else ""))
 
+    def _take(self, turn: Turn, examples: Examples) -> dict[str, Any] | None:
+        self._turn = turn
+        return None if self.stopped_early else self._collate(examples, turn.rows)
+
     def _collate(self, examples: Examples, rows: list[list[int]]) -> dict[str, Any]:
         request = self.config.request
         # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
@@ -217,8 +218,13 @@ class TrainingRun:
 
     def _record(self, entry: dict[str, Any]) -> None:
         path = self.config.output_dir / METRICS_NAME
-        with writing(path), appending(path) as handle:
-            append_line(handle, entry)
+        if ranks.rank() == 0:
+            with writing(path), appending(path) as handle:
+                append_line(handle, entry)
+
+    def _publish(self) -> None:
+        if ranks.rank() == 0:
+            publish(self.config.output_dir, self.model.save_pretrained)
 
     def _watch(self, step: int, loss: float) -> None:
         """Say while it happens that training does not go well."""
@@ -237,8 +243,7 @@ class TrainingRun:
             self.console.progress(f"validation: {done:,}/{total:,} batches")))
         better = math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss)
         if better and self.config.request.keep == "best":
-            # Before answers are asked for, which can go wrong.
-            publish(self.config.output_dir, self.model.save_pretrained)
+            self._publish()  # before answers are asked for, which can go wrong
         extra = self.score(self.model) if self.score else {}
         self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
         shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
@@ -259,9 +264,11 @@ class TrainingRun:
         due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
         if self._signal is None and not due:
             return
-        save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
+        if ranks.rank() == 0:
+            save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
         self._saved_at = time.monotonic()
         if self._signal is not None:
+            ranks.wait_for_all()
             raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self.schedule.steps:,}; go on "
                                             f"with: {self.config.resume_command}")
 
@@ -271,27 +278,3 @@ class TrainingRun:
             raise Interrupted(number, f"stopped at once; go on with: {self.config.resume_command}")
         self._signal = number
         self.console.note("finishing the step and writing a checkpoint; once more to stop at once")
-
-
-class _TrainingBatches:
-    """The flat sequence from the resumed batch on; it ends where training should end."""
-
-    def __init__(self, run: TrainingRun, examples: Examples, schedule: Schedule) -> None:
-        self.run, self.examples, self.schedule = run, examples, schedule
-        self.first = run.at.micro
-        self.trained = [sum(label != -100 for label in example["labels"][1:]) for example in examples]
-
-    def __len__(self) -> int:
-        return len(self.schedule.batches) - self.first
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for micro, (_, rows) in enumerate(self.schedule.batches[self.first:], self.first):
-            if self.run.stopped_early:
-                return
-            whole = sum(self._trained(others) for others in self.schedule.step_batches(micro))
-            self.run._next = (self._trained(rows) / whole,
-                              sum(len(self.examples[index]["input_ids"]) for row in rows for index in row))
-            yield self.run._collate(self.examples, rows)
-
-    def _trained(self, rows: list[list[int]]) -> int:
-        return sum(self.trained[index] for row in rows for index in row)

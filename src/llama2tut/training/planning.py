@@ -3,10 +3,11 @@
 import dataclasses
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.config.runs import RunConfig, package_versions
+from llama2tut.config.runs import RunConfig, package_versions, read_run
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
+from llama2tut.gpu.ranks import all_values
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import check_cuda, choose_device, choose_precision
@@ -14,12 +15,20 @@ from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task_files import task_digest
+from llama2tut.training.checkpointing import newest_checkpoint
 
 _USUAL_LR = (1e-6, 1e-2)  # what LoRA is trained with, give or take a factor of ten
 
 
-def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | None, console: Console) -> RunConfig:
+def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | None, console: Console, *,
+                ranks: int = 1) -> RunConfig:
     """Choose what the request leaves open by what this machine has, and say what was chosen.
+
+    Args:
+        request: with model, data and folder filled in.
+        base_model, rows: what they stand for.
+        console: for the choices.
+        ranks: processes that will train together. All that exist choose alike.
 
     Raises:
         MachineError: there is a GPU and CUDA does not start, or the run cannot fit it.
@@ -45,7 +54,7 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
     gradient_checkpointing = request.gradient_checkpointing == "on"
     if device == "cuda":
-        room, planned = gpu_room_gib(), dataclasses.replace(request, compile=cuda_graphs)
+        room, planned = min(all_values(gpu_room_gib())), dataclasses.replace(request, compile=cuda_graphs)
         if request.gradient_checkpointing == "auto":
             gradient_checkpointing = not estimate(base_model, planned, precision, quantization,
                                                   gradient_checkpointing=False).fits(room)
@@ -60,14 +69,27 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         request=request, model_path=base_model.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
         gradient_checkpointing=gradient_checkpointing, liger=liger, cuda_graphs=cuda_graphs,
+        ranks=ranks, first_ranks=_first_ranks(request) or ranks,
         data_source=rows.source if rows else request.task, digests=digests, versions=package_versions())
     decoder = "compiled and recorded" if cuda_graphs else (
         f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
-    console.note(f"device: {torch.cuda.get_device_name(0) if device == 'cuda' else 'CPU'}, {precision}, base weights "
+    name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU"
+    if ranks > 1:
+        name = f"{ranks} x {name} with the whole model each"
+    if config.batches_per_step % ranks:
+        console.warn(f"a step has {config.batches_per_step} batches, as the run was started with, which {ranks} ranks "
+                     "cannot share evenly; some will wait")
+    console.note(f"device: {name}, {precision}, base weights "
                  f"{quantization if quantization != 'none' else precision}, attention {config.attention}, gradient "
                  f"checkpointing {'on' if gradient_checkpointing else 'off'}, Liger kernels "
                  f"{'on' if liger else 'off'}, decoder {decoder}")
     return config
+
+
+def _first_ranks(request: FinetuneRequest) -> int | None:
+    """How many ranks the run that is resumed was started with."""
+    folder = request.output_dir
+    return read_run(folder).first_ranks if request.resume and folder and newest_checkpoint(folder)[0] else None
 
 
 def gpu_room_gib() -> float:

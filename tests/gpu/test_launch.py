@@ -1,0 +1,198 @@
+"""Several processes of one run, on a CPU: the same steps as one, one voice, and an end for all when one ends."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llama2tut.gpu.launch import Failure, _first_failure
+from llama2tut.training.checkpointing import newest_checkpoint, read_position
+
+LAUNCH = "import sys; from llama2tut.gpu.launch import launch; print(launch(sys.argv[2:], int(sys.argv[1])))"
+
+
+def _rank(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """One rank of a run, as torchrun would start it, its output in a file."""
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= environment
+    torch.set_num_threads(1)
+    from llama2tut.cli.main import main
+
+    os._exit(main(argv))
+
+
+@pytest.fixture
+def train(toy_model_dir, arithmetic_dir, tmp_path):
+    """Train in so many processes: (folder, ranks, flags) -> the folder, what was said."""
+    # A server that has imported the heavy packages and started no thread forks each rank in a moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli.main"])
+
+    def run(name, world, *flags):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        folder, log = tmp_path / name, tmp_path / f"{name}.{world}.log"
+        argv = [*_line(toy_model_dir, arithmetic_dir, folder), *map(str, flags)]
+        shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                  "MASTER_PORT": str(port)} | ({"TORCHELASTIC_RUN_ID": "test"} if world > 1 else {})
+        ranks = [context.Process(target=_rank, args=(
+            argv, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log))) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert [process.exitcode for process in ranks] == [0] * world, log.read_text()
+        return folder, log.read_text()
+
+    return run
+
+
+def _line(model, data, folder):
+    return ["finetune", "--task", "arithmetic", "--data", str(data), "--model", str(model), "--gpus", "0",
+            "--batch-size", "2", "--context-length", "128", "--limit", "22", "--eval-limit", "5", "--lora-dropout",
+            "0.1", "--lr", "2e-3", "--output-dir", str(folder)]
+
+
+def _losses(folder):
+    entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [entry.get("loss", entry.get("eval_loss")) for entry in entries]
+
+
+def _assert_same(one, other):
+    assert _losses(one) == pytest.approx(_losses(other), rel=1e-5)
+    theirs = load_file(other / "adapter_model.safetensors")
+    for name, tensor in load_file(one / "adapter_model.safetensors").items():
+        assert torch.allclose(tensor, theirs[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.mark.parametrize(("accumulation", "flags"), [
+    (1, ["--packing"]), (3, ["--no-packing"])], ids=["packed", "padded, accumulated, and a short end"])
+def test_two_ranks_take_the_steps_of_one(train, accumulation, flags):
+    flags = [*flags, "--epochs", 2, "--eval-steps", 3]
+    one, _ = train("one", 1, "--gradient-accumulation-steps", 2 * accumulation, *flags)
+    two, said = train("two", 2, "--gradient-accumulation-steps", accumulation, *flags)
+    assert len(_losses(one)) > 5
+    _assert_same(one, two)
+    tokens = [json.loads((folder / "training.json").read_text())["tokens"] for folder in (one, two)]
+    assert tokens[0] == tokens[1] > 0
+    assert said.count("training: ") == 1  # one of them speaks
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+
+def test_a_run_of_two_ranks_goes_on_in_one_two_or_four(train, tmp_path):
+    flags = ["--gradient-accumulation-steps", 2, "--epochs", 2, "--save-steps", 2, "--schedule", "constant",
+             "--warmup-ratio", 0, "--force"]
+    straight, _ = train("straight", 2, *flags)
+    for ranks in (1, 2, 4):
+        folder, _ = train(f"stopped-{ranks}", 2, *flags, "--max-steps", 3)
+        (folder / "training.json").unlink()  # as if it had been killed after its checkpoint
+        config = folder / "llama2tut.yaml"
+        config.write_text(config.read_text().replace("max_steps: 3", "max_steps: null"))
+        assert read_position(newest_checkpoint(folder)[0]).step == 2
+        resumed, said = train(f"stopped-{ranks}", ranks, "--resume")
+        assert "going on after step 2" in said
+        assert _losses(resumed)[-3:] == pytest.approx(_losses(straight)[-3:], rel=1e-4)
+
+
+class _Launched:
+    """A run that was launched in a process of its own, in two ranks that have a step done."""
+
+    def __init__(self, line, folder):
+        self.log = folder.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", LAUNCH, "2", *line, "--epochs", "500"], stdout=log,
+                                            stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        metrics = folder / "metrics.jsonl"
+        while self.process.poll() is None and not metrics.exists():
+            time.sleep(0.05)
+        assert self.process.poll() is None, self.log.read_text()
+        self.pids = _children(self.process.pid)
+        assert len(self.pids) == 2
+
+    def end(self):
+        """What the launcher came to, once no rank is left."""
+        self.process.wait(60)
+        deadline = time.monotonic() + 20
+        while any(map(_alive, self.pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(_alive, self.pids))
+        return self.log.read_text()
+
+
+def _children(pid):
+    """Process ids in the order of their start."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return sorted(map(int, file.read().split()))
+
+
+def _alive(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture
+def launched(toy_model_dir, arithmetic_dir, tmp_path):
+    return lambda: _Launched(_line(toy_model_dir, arithmetic_dir, tmp_path / "run"), tmp_path / "run")
+
+
+def test_a_killed_rank_ends_the_run_and_is_named(launched):
+    run = launched()
+    os.kill(run.pids[1], signal.SIGKILL)
+    said = run.end()
+    assert "rank=1, exit_code=2" in said
+    assert "SIGKILL" in said
+    assert "Traceback" not in said
+
+
+def test_a_signal_ends_all_ranks_with_one_checkpoint(launched, tmp_path):
+    run = launched()
+    run.process.send_signal(signal.SIGTERM)
+    said = run.end()
+    assert said.strip().endswith(str(128 + signal.SIGTERM))
+    assert said.count("stopped after step") == 1
+    assert read_position(newest_checkpoint(tmp_path / "run")[0]).step > 0
+
+
+def test_no_rank_outlives_a_killed_launcher(launched):
+    run = launched()
+    run.process.kill()
+    run.end()
+
+
+def test_the_first_to_fail_is_named_unless_all_fail_alike(tmp_path):
+    def outcome(*records):
+        files = {}
+        for rank, record in enumerate(records):
+            path = files[rank] = tmp_path / str(rank)
+            path.unlink(missing_ok=True)
+            if record:
+                moment, text = record
+                path.write_text(json.dumps({"message": {"message": text, "extraInfo": {"py_callstack": ""}},
+                                            "exit_code": 2, "time": moment}))
+        return _first_failure(dict.fromkeys(files, 2), files)
+
+    assert outcome((5.0, "peer is gone"), (4.0, "out of memory")) == Failure(1, 2, "out of memory")
+    assert outcome((5.0, "no room"), (4.0, "no room")) == Failure(None, 2, "no room")
+    assert outcome((5.0, "no room"), None).rank == 0
+    assert outcome(None, None).rank == 0
+
+
+def test_more_gpus_than_there_are_is_refused(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
+    line = _line(toy_model_dir, arithmetic_dir, tmp_path / "run")
+    outcome = run_cli(*[word if word != "0" else "99" for word in line])
+    assert outcome.code == 2
+    assert "--gpus 99" in outcome.err
+    assert not (tmp_path / "run").exists()
