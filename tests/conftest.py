@@ -14,6 +14,12 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 @pytest.fixture(autouse=True)
+def no_kept_answers(monkeypatch, tmp_path_factory):
+    """No comparison is answered by an earlier one."""
+    monkeypatch.setattr("llama2tut.commands.compare.answers_folder", lambda: tmp_path_factory.mktemp("answers"))
+
+
+@pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for the network fails at once instead of hanging."""
     connect = socket.socket.connect

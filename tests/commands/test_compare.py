@@ -6,11 +6,15 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llama2tut.config.runs import read_run
 from llama2tut.errors import UsageError
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/comparison.schema.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +164,7 @@ def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):
     found = json.loads(outcome.out)
     assert [row["prompt"] for row in found["rows"]] == ["one", "two"]
     assert found["scores"] == {}
-    for flag in ("--fail-under", 0.1), ("--by", "carries"):
+    for flag in ("--fail-under", 0.1), ("--by", "carries"), ("--shots", 2):
         refused = compare("--adapter", "outputs/two", "--prompt-file", tmp_path / "prompts.jsonl", *flag)
         assert refused.code == 2
         assert flag[0] in refused.err
@@ -273,6 +277,15 @@ def test_files_that_changed_since_training_are_named(run_cli, toy_model_dir, ari
     assert outcome.code == 0
     for file in ("own.yaml", "rows/arithmetic_test.csv"):
         assert f"warning: {file} has changed since outputs/own was trained" in outcome.err
+
+
+def test_the_base_model_with_examples_is_a_column_like_any(compare):
+    found = json.loads(compare("--adapter", "outputs/two", "--shots", 2, "--limit", 3, "--format", "json").out)
+    assert [column["kind"] for column in found["columns"]] == ["base", "few-shot", "adapter"]
+    assert "2 worked examples" in found["columns"][1]["source"]
+    assert set(found["differences"]) == {"few_shot", "finetuned"}
+    assert all("few_shot_exact_match" in row for row in found["rows"])
+    jsonschema.validate(found, SCHEMA)
 
 
 def test_groups_are_in_every_form(compare):

@@ -1,11 +1,10 @@
 """`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
 
 import dataclasses
-import gc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,26 @@ from llama2tut.config.runs import package_versions
 from llama2tut.console import Console, Result, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import output_fault, write_output, writing
-from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
+from llama2tut.inference.columns import Models, answers_folder
+from llama2tut.inference.config import (
+    InferenceConfig,
+    few_shot_ids,
+    first_answer,
+    prompt_ids,
+    read_prompts,
+    resolve_inference,
+)
+from llama2tut.inference.generate import Answers
 from llama2tut.inference.groups import label_rows
+from llama2tut.inference.sampling import Sampling
 from llama2tut.models.adapters import newest_adapter
+from llama2tut.models.loading import load_tokenizer
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
-_PROBES = 3  # prompts whose logits tell whether the base column is the base model
 
 
 def run(request: CompareRequest, console: Console) -> Result:
@@ -42,7 +51,7 @@ def run(request: CompareRequest, console: Console) -> Result:
         faults.attempt(wording.check_show, request.show, None)
     faults.attempt(_check_output, request.output)
     faults.refuse()
-    config = resolve_inference(request, adapters, prompts, console, by=request.by,
+    config = resolve_inference(request, adapters, prompts, console,
                                template=prompts is not None and bool(request.task))
     metric = metric_of(config.task) if config.rows else None
     faults.attempt(wording.check_show, request.show, metric)
@@ -102,15 +111,13 @@ def _write(path: Path, result: str, console: Console) -> None:
 def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,
             console: Console) -> Comparison:
     """Answer with every column and score the answers; `labels` are the groups that each row belongs to."""
-    from llama2tut.models.loading import load_tokenizer
-
-    ids = prompt_ids(config, load_tokenizer(config.base_model.path), console)
-    columns, rates = _answers(config, request, ids, console)
+    found = _answers(config, request, console)
+    columns = [answers.texts for answers in found.values()]
     task = config.task if config.rows else None
     references = [row[task.reference] for row in config.rows] if task else None
     scores: tuple[Scores, ...] = ()
     differences: tuple[Difference, ...] = ()
-    values: Sequence[Sequence[float | None]] = [[None] * len(ids) for _ in columns]
+    values: Sequence[Sequence[float | None]] = [[None] * len(config.prompts) for _ in columns]
     if task and references and metric_of(task):
         scores = tuple(score(task, column, references, request.seed) for column in columns)
         per_row = [item.per_row[item.headline] for item in scores]
@@ -124,8 +131,10 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
                 "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
     first = config.adapters[0]
-    return Comparison(task=config.task.name if config.task else None, columns=_columns(config), rows=rows,
-                      scores=scores, differences=differences, tokens_per_second=tuple(rates), settings=settings,
+    return Comparison(task=config.task.name if config.task else None, columns=tuple(found), rows=rows,
+                      scores=scores, differences=differences, settings=settings,
+                      tokens_per_second=tuple(answers.new_tokens / max(answers.seconds, 1e-9)
+                                              for answers in found.values()),
                       recipe=first.request, picture=_picture(first.path))
 
 
@@ -139,50 +148,29 @@ def _picture(adapter: Path) -> bytes:
     return picture if picture.startswith(b"\x89PNG") and len(picture) <= _LARGEST_PICTURE else b""
 
 
-def _columns(config: InferenceConfig) -> tuple[Column, ...]:
-    tuned = (Column(f"finetuned_{number}" if number > 1 else "finetuned", "adapter", str(adapter.path))
-             for number, adapter in enumerate(config.adapters, 1))
-    return Column("base", "base", config.base_model.name), *tuned
+def _answers(config: InferenceConfig, request: CompareRequest, console: Console) -> dict[Column, Answers]:
+    """Each column and its answers, the base model's first."""
+    tokenizer = load_tokenizer(config.base_model.path)
+    ids = prompt_ids(config, tokenizer, console)
+    shots = few_shot_ids(config, ids, tokenizer) if config.shots else None
+    models = Models(config, ids, answers_folder() if request.cache else None, console)
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
 
+    def ask(column: Column, prompts: list[list[int]], adapter: int | None) -> Answers:
+        return models.answers(prompts, adapter, sampling, request.batch_size,
+                              column.name if adapter is None else column.source)
 
-def _answers(config: InferenceConfig, request: CompareRequest, ids: list[list[int]],
-             console: Console) -> tuple[list[list[str]], list[float]]:
-    """The answers of each column and their new tokens a second, base first, and what proves the base column.
-
-    Adapters share one load of the base weights as long as these stay what they were; the others get their own.
-    """
-    from llama2tut.inference.generate import Answers, load
-    from llama2tut.inference.sampling import Sampling
-
-    load_with = partial(load, config.base_model, quantization=config.quantization, precision=config.precision,
-                        device=config.device, probes=ids[:_PROBES])
-    generator = load_with(config.adapters)
-    changed = [adapter.path for adapter in generator.changed]
-    groups = [[adapter for adapter in config.adapters if adapter.path not in changed]]
-    if changed:
-        console.note(f"{', '.join(map(str, changed))}: what is left with the adapter switched off is not the base "
-                     "model; the base model and each of these are loaded apart")
-        groups += [[adapter] for adapter in generator.changed]
-    else:
-        console.note(f"the base column is the base model: on the first {len(ids[:_PROBES])} prompts its logits are the "
-                     "same before adapters are loaded and with them switched off")
-    found: dict[Path | None, Answers] = {}
-    for number, group in enumerate(groups):
-        if changed:
-            del generator
-            gc.collect()  # models are in reference cycles: two would be in memory
-            generator = load_with(group)
-        for at in (*([None] if number == 0 else []), *range(len(group))):
-            path = None if at is None else group[at].path
-            found[path] = generator.answers(
-                ids, adapter=at, sampling=Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed),
-                batch_size=request.batch_size, progress=partial(_progress, console, str(path or "base"), len(ids)))
-    columns = [found[path] for path in (None, *(adapter.path for adapter in config.adapters))]
-    return [column.texts for column in columns], [column.new_tokens / max(column.seconds, 1e-9) for column in columns]
-
-
-def _progress(console: Console, name: str, total: int, done: int) -> None:
-    console.progress(f"{name}: {done:,}/{total:,} answers", last=done == total)
+    base = Column("base", "base", config.base_model.name)
+    found = {base: ask(base, ids, None)}
+    if shots and config.task:
+        column = Column("few_shot", "few-shot", f"{config.base_model.name} with {shots[1]:,} worked examples in its "
+                                                f"prompt, of {request.shots:,} asked for")
+        answers = ask(column, shots[0], None)
+        found[column] = replace(answers, texts=[first_answer(config.task, text) for text in answers.texts])
+    for number, adapter in enumerate(config.adapters):
+        column = Column(f"finetuned_{number + 1}" if number else "finetuned", "adapter", str(adapter.path))
+        found[column] = ask(column, ids, number)
+    return found
 
 
 def _render(form: str, comparison: Comparison, request: CompareRequest, width: int, console: Console) -> str:

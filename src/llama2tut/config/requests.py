@@ -148,6 +148,8 @@ class CompareRequest:
     limit: int | None = flag(None, "the first N rows", least=1, group="What")
     by: tuple[str, ...] = flag((), "score groups of rows apart by this column; may be repeated [what the task's rows "
                                "give: operation, carries, …; length]", group="What", repeat=True)
+    shots: int | None = flag(None, "a further column: the base model with N training rows as examples in its prompt",
+                             least=1, most=1000, group="What")
     prompt_file: Path | None = flag(None, "compare on these prompts instead, without scores", group="What")
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")
@@ -167,6 +169,8 @@ class CompareRequest:
     quantization: Quantization | None = flag(None, "base weights [as trained on a GPU, else none]", group="Answers")
     precision: Precision | None = flag(None, "compute type [bf16 where GPU or CPU has it, else fp16 and fp32]",
                                        group="Answers")
+    cache: bool = flag(True, "take answers of earlier runs by the same weights to the same prompts, and keep new ones",
+                       group="Answers")
     seed: int = flag(42, "of the bootstrap", least=0, most=2**32 - 1, group="Answers")
 
 

@@ -1,5 +1,6 @@
 """What infer and compare share: which model answers which rows, in which precision, as which token ids."""
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task, task_digest
 
+_BETWEEN = "\n\n"  # worked examples in a prompt
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
 
 
@@ -30,6 +32,7 @@ class InferenceConfig:
         adapters: those whose answers are wanted.
         task: how rows become prompts; None for prompts as they are.
         rows: the task's rows; [] where prompts were given instead.
+        shots: training rows that stand as examples in the prompts of a further column.
         inputs: what goes through the task's template: the rows, or given texts; [] for prompts as they are.
         prompts: texts, one a row.
         source: where rows or prompts came from, for people.
@@ -42,6 +45,7 @@ class InferenceConfig:
     adapters: tuple[Adapter, ...]
     task: Task | None
     rows: list[dict[str, str]]
+    shots: list[dict[str, str]]
     inputs: list[dict[str, str]]
     prompts: list[str]
     source: str
@@ -52,7 +56,7 @@ class InferenceConfig:
 
 
 def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
-           console: Console, *, template: bool = False, by: tuple[str, ...] = ()) -> InferenceConfig:
+           console: Console, *, template: bool = False) -> InferenceConfig:
     """Check models, adapters and rows together.
 
     Args:
@@ -61,12 +65,12 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         prompts: given texts, or None for the task's rows.
         console: for what is odd but not wrong.
         template: the given texts belong into the task's template.
-        by: groups of rows that are wanted: columns, or what is worked out for the task.
 
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
     """
     faults, device = Faults(), choose_device()
+    by, shots = (request.by, request.shots) if isinstance(request, CompareRequest) else ((), None)
     faults.attempt(check_precision, request.precision, device)
     read = [faults.attempt(read_adapter, folder) for folder in adapters]
     saved = read[0].request if read and read[0] else {}
@@ -93,12 +97,15 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         own_data = saved.get("data") if saved.get("task") == name else None
         # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
         found = faults.attempt(load_rows, task, request.data or own_data, seed=int(saved.get("seed", 42)),
-                               splits=(request.split,), also=tuple(name for name in by if name not in own_groups(task)))
+                               splits=(request.split, *(("train",) if shots else ())),
+                               also=tuple(name for name in by if name not in own_groups(task)))
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
         notes += (*task.notes, *(found.notes if found else ()))
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
+    elif shots:
+        faults.append("--shots takes its examples from a task's training rows; give a --task, and no --prompt-file")
     base_model = resolve_last(base, faults)
     faults.refuse()
     assert base_model is not None
@@ -120,10 +127,18 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,
+                   shots=_draw(found.train, rows, shots, request.seed) if found and shots else [],
                    prompts=prompts or [],
                    source=source, device=device, quantization=quantization,
                    precision=choose_precision(request.precision, device),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
+
+
+def _draw(train: list[dict[str, str]], asked: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:
+    """Rows of train that are not asked about, by chance; the same seed draws the same, and more of them begin alike."""
+    questions = {tuple(row.items()) for row in asked}
+    rest = [row for row in train if tuple(row.items()) not in questions]
+    return random.Random(seed).sample(rest, len(rest))[:count]
 
 
 def _apart(adapters: Sequence[Adapter], *, own_rows: bool) -> Iterator[str]:
@@ -183,6 +198,39 @@ def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> lis
     if shortened:
         console.note(f"{shortened:,} of {len(encoded):,} prompts were shortened at their front to fit {room:,} tokens")
     return encoded
+
+
+def few_shot_ids(config: InferenceConfig, ids: list[list[int]], tokenizer: Any) -> tuple[list[list[int]], int]:
+    """Every prompt behind the same worked examples, and how many of these fit beside the longest prompt.
+
+    Raises:
+        DataError: not one fits.
+    """
+    from llama2tut.tasks.tokenize import encode_prompt, plain_ids
+
+    assert config.task is not None
+    room = config.base_model.positions - config.max_new_tokens - max(map(len, ids))
+    bos = tokenizer.bos_token_id
+    head: list[int] = []
+    fitting = 0
+    for row in config.shots:
+        prompt, _ = encode_prompt(tokenizer, config.task, row, config.base_model.positions)
+        answer = plain_ids(tokenizer, [row[config.task.target], _BETWEEN], add_special_tokens=False)
+        example = [*prompt[head != [] and prompt[0] == bos:], *answer[0], *answer[1]]
+        if len(head) + len(example) > room:
+            break
+        head += example
+        fitting += 1
+    if not fitting:
+        raise DataError(f"--shots {len(config.shots)}: not one example fits beside the longest prompt "
+                        f"({max(map(len, ids)):,} of {config.base_model.positions:,} tokens); leave it out, or ask "
+                        "shorter rows")
+    return [head + prompt[prompt[0] == bos:] for prompt in ids], fitting
+
+
+def first_answer(task: Task, text: str) -> str:
+    """An answer to worked examples, without the further examples that a model may go on with."""
+    return text.partition(_BETWEEN + task.prompt.partition("{")[0])[0]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -79,17 +79,25 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
+def checkpoint_folder(path: str) -> Path | None:
+    """Where the files of a checkpoint folder or hub id are; None for one that was not downloaded yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        return Path(path)
+    config = try_to_load_from_cache(path, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def copy_tokenizer(path: str, folder: Path) -> None:
     """Put the tokenizer's files of a checkpoint folder or hub id into `folder`, so that transformers 4 reads them too.
 
     They are copied as they are: saved again by transformers 5 they would name a class that 4 does not know. Where the
     base's own do, or name none (a model's configuration then decides, which an adapter has not), one of both stands in.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    source = Path(path if Path(path).is_dir() else str(try_to_load_from_cache(path, "config.json")).rpartition("/")[0])
+    source = checkpoint_folder(path)
     for name in _TOKENIZER:
-        if (source / name).is_file():
+        if source and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     file = folder / "tokenizer_config.json"
     settings = read_json(file) if file.is_file() else {}

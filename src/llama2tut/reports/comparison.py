@@ -21,7 +21,7 @@ class Column:
     """
 
     name: str
-    kind: Literal["base", "adapter"]
+    kind: Literal["base", "few-shot", "adapter"]
     source: str
 
 

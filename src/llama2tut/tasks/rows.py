@@ -61,7 +61,7 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
               also: tuple[str, ...] = ()) -> Rows:
     """The rows of `splits`, from `data` (a folder, a file, a hub id, or `dialogues`) or else the task's own source.
 
-    `also` names further columns that the rows of `splits` are to carry.
+    `also` names further columns that the rows of the first of `splits` are to carry.
 
     Raises:
         DataError: nothing there, not readable, or rows that the module's text refuses; one message a fault.
@@ -81,9 +81,9 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
         faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
                    for split in splits if not rows[split]]
         columns = sorted({column for tables in found.tables.values() for table in tables for column in table.columns})
-        faults += [f"--by {column}: {found.source} has no such column in its {split} rows (there: "
-                   f"{', '.join(columns)}); give one that it has" for column in also for split in splits
-                   if any(column not in placed.row for placed in rows[split])]
+        faults += [f"--by {column}: {found.source} has no such column in its {splits[0]} rows (there: "
+                   f"{', '.join(columns)}); give one that it has" for column in also
+                   if any(column not in placed.row for placed in rows[splits[0]])]
         _compare(rows, len(task.prompt_columns), found, faults, notes)
     if faults:
         raise DataError(*faults)

@@ -1,0 +1,164 @@
+"""Answers of the base model and its adapters: those that an earlier run gave, and the others from weights.
+
+What is kept is a file for each model under one setting, with a line for each prompt. Lines are appended whole, so two
+runs may write at once; a file that no run has read for a month goes.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llama2tut.config.runs import package_versions
+from llama2tut.console import Console
+from llama2tut.files import append_line, appending
+from llama2tut.inference.config import InferenceConfig
+from llama2tut.inference.generate import Answers, Generator, load
+from llama2tut.inference.sampling import Sampling
+from llama2tut.models.loading import checkpoint_folder
+
+_PROBES = 3  # prompts whose logits tell whether the base column is the base model
+_MONTH = 30 * 24 * 3600  # seconds
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json")
+
+
+def answers_folder() -> Path | None:
+    """Where answers are kept, for the user's eyes only; None where there is no such place."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "llama2tut" / "answers"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in folder.glob("*.jsonl"):
+            if file.stat().st_mtime < time.time() - _MONTH:
+                file.unlink(missing_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder
+
+
+class Kept:
+    """What one model said earlier under one setting.
+
+    Args:
+        folder: where files are kept; None: nothing was said, and nothing is kept.
+        setting: all that an answer depends on besides its prompt, as JSON takes it.
+    """
+
+    def __init__(self, folder: Path | None, setting: Any) -> None:
+        self._file = folder / f"{_digest(setting)}.jsonl" if folder else None
+        self._said: dict[str, dict[str, Any]] = {}
+        lines: list[bytes] = []
+        with suppress(OSError):
+            if self._file:
+                lines = self._file.read_bytes().split(b"\n")
+                os.utime(self._file)
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):  # half a line, where a disk was full
+                entry = json.loads(line)
+                self._said[entry.pop("prompt")] = entry
+
+    def get(self, prompt: list[int] | str) -> dict[str, Any] | None:
+        """What was kept for a prompt."""
+        return self._said.get(_digest(prompt))
+
+    def add(self, prompt: list[int] | str, **said: Any) -> None:
+        """Keep what was said; where the disk does not take it, it is known to this run alone."""
+        key = _digest(prompt)
+        self._said[key] = said
+        with suppress(OSError):
+            if self._file:
+                with appending(self._file) as handle:
+                    append_line(handle, {"prompt": key} | said)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+class Models:
+    """A base model and its adapters, of which no weight is loaded before an answer is missing.
+
+    Adapters share one load of the base weights as long as these stay what they were; the others get their own.
+
+    Args:
+        config: what answers, and how.
+        probes: prompts that tell whether the base weights stayed what they were.
+        folder: where answers are kept; None: nowhere.
+        console: for progress.
+    """
+
+    def __init__(self, config: InferenceConfig, probes: Sequence[list[int]], folder: Path | None,
+                 console: Console) -> None:
+        self._config, self._probes, self._folder, self._console = config, probes[:_PROBES], folder, console
+        self._generator: Generator | None = None
+        self._together: list[int] = []  # which adapters the loaded weights carry
+        self._apart: set[int] = set()
+
+    def kept(self, adapter: int | None, *setting: Any) -> Kept:
+        """What the base model (None) or an adapter said earlier, under a setting of its own besides precision."""
+        config = self._config
+        source = checkpoint_folder(config.base_model.path)
+        if source is None:
+            return Kept(None, None)  # not downloaded yet
+        base = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in source.iterdir()
+                      if file.suffix in (".safetensors", ".json", ".model"))
+        own = []
+        if adapter is not None:
+            files = (config.adapters[adapter].path / name for name in _ADAPTER_FILES)
+            own = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        return Kept(self._folder, [str(source.resolve()), base, own, config.device, config.precision,
+                                   config.quantization, package_versions(), *setting])
+
+    def answers(self, prompts: Sequence[list[int]], adapter: int | None, sampling: Sampling, batch_size: int | None,
+                name: str) -> Answers:
+        """Answers to all prompts; tokens and seconds are those that they took when they were given."""
+        kept = self.kept(adapter, vars(sampling))
+        unknown = [tuple(prompt) for prompt in prompts if not kept.get(prompt)]
+        missing = [list(prompt) for prompt in dict.fromkeys(unknown)]
+        if known := len(prompts) - len(unknown):
+            self._console.note(f"{name}: {known:,} of {len(prompts):,} answers are those of an earlier run; --no-cache "
+                               "gives them anew")
+        if missing:
+            generator, place = self.loaded(adapter)
+            before = time.perf_counter()
+            found = generator.iter_answers(missing, adapter=place, sampling=sampling, batch_size=batch_size)
+            for done, (index, text, tokens) in enumerate(found, 1):
+                now = time.perf_counter()
+                kept.add(missing[index], text=text, tokens=tokens, seconds=now - before)
+                before = now
+                self._console.progress(f"{name}: {done:,}/{len(missing):,} answers", last=done == len(missing))
+        said = [kept.get(prompt) or {} for prompt in prompts]
+        return Answers([one["text"] for one in said], sum(one["tokens"] for one in said),
+                       sum(one["seconds"] for one in said))
+
+    def loaded(self, adapter: int | None) -> tuple[Generator, int | None]:
+        """A generator for the base model (None) or an adapter, and the adapter's place in it."""
+        everything = list(range(len(self._config.adapters)))
+        if self._generator is None:
+            self._generator, self._together = self._load(everything), everything
+            changed = {changed.path for changed in self._generator.changed}
+            self._apart = {at for at in everything if self._config.adapters[at].path in changed}
+            self._say_base(sorted(map(str, changed)))
+        wanted = [adapter] if adapter in self._apart else [at for at in everything if at not in self._apart]
+        if self._apart and self._together != wanted:
+            self._generator = None
+            gc.collect()  # models are in reference cycles: two would be in memory
+            self._generator, self._together = self._load(wanted), wanted
+        return self._generator, None if adapter is None else self._together.index(adapter)
+
+    def _load(self, adapters: list[int]) -> Generator:
+        config = self._config
+        return load(config.base_model, [config.adapters[at] for at in adapters], quantization=config.quantization,
+                    precision=config.precision, device=config.device, probes=self._probes)
+
+    def _say_base(self, changed: list[str]) -> None:
+        if changed:
+            self._console.note(f"{', '.join(changed)}: what is left with the adapter switched off is not the base "
+                               "model; the base model and each of these are loaded apart")
+        else:
+            self._console.note(f"the base column is the base model: on the first {len(self._probes)} prompts its "
+                               "logits are the same before adapters are loaded and with them switched off")

@@ -1,0 +1,181 @@
+"""Answers that earlier runs gave are taken from them, and from nothing else."""
+
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from llama2tut.config.requests import CompareRequest
+from llama2tut.console import Console
+from llama2tut.errors import DataError
+from llama2tut.inference import columns
+from llama2tut.inference.columns import Kept, Models, answers_folder
+from llama2tut.inference.config import few_shot_ids, first_answer, prompt_ids, resolve_inference
+from llama2tut.inference.sampling import Sampling
+from llama2tut.tasks.task import ARITHMETIC
+
+PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13]]
+
+
+@pytest.fixture
+def base(toy_model_dir, tmp_path):
+    """A copy of the toy model, to be changed."""
+    return shutil.copytree(toy_model_dir, tmp_path / "model")
+
+
+@pytest.fixture
+def config(base):
+    return resolve_inference(CompareRequest(model=str(base)), (), ["a"], Console())
+
+
+@pytest.fixture
+def ask(config, tmp_path, monkeypatch):
+    """Answers of a new run, and how many prompts it had to answer itself."""
+    asked = []
+    answer = columns.Generator.iter_answers
+    monkeypatch.setattr(columns.Generator, "iter_answers",
+                        lambda self, prompts, **options: asked.extend(prompts) or answer(self, prompts, **options))
+
+    def run(prompts=PROMPTS, folder=tmp_path, tokens=4, **changes):
+        del asked[:]
+        models = Models(replace(config, **changes), prompts, folder, Console())
+        return models.answers(prompts, None, Sampling(max_new_tokens=tokens), None, "base"), len(asked)
+
+    return run
+
+
+def test_a_second_look_answers_nothing_twice_and_says_the_same(ask):
+    first, asked = ask()
+    second, again = ask()
+    assert (asked, again) == (3, 0)  # one prompt stands twice
+    assert second == first
+    assert first.new_tokens > 0
+    more, asked = ask([*PROMPTS, [20, 21]])
+    assert asked == 1
+    assert more.texts[:-1] == first.texts
+
+
+def test_nothing_is_kept_without_a_folder(ask):
+    assert ask(folder=None)[1] == ask(folder=None)[1] == 3
+
+
+def test_other_weights_precision_or_sampling_are_asked_anew(ask, base):
+    ask()
+    assert ask(tokens=5)[1] == 3
+    assert ask(precision="bf16")[1] == 3
+    assert ask()[1] == 0
+    os.utime(base / "model.safetensors", (1, 1))
+    assert ask()[1] == 3
+
+
+def test_another_adapter_in_the_same_folder_is_asked_anew(toy_model_dir, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    settings = []
+    for seed in (1, 2):
+        import torch
+
+        torch.manual_seed(seed)
+        made = get_peft_model(LlamaForCausalLM.from_pretrained(toy_model_dir), LoraConfig(
+            r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
+        made.save_pretrained(tmp_path / "adapter")
+        request = CompareRequest(model=str(toy_model_dir))
+        config = resolve_inference(request, (tmp_path / "adapter",), ["a"], Console())
+        settings.append(Models(config, [], tmp_path, Console()).kept(0)._file)
+    assert settings[0] != settings[1]
+
+
+def test_two_runs_may_write_at_once(tmp_path):
+    def write(start):
+        kept = Kept(tmp_path, "one setting")
+        for number in range(start, start + 200):
+            kept.add([number], text="x" * number)
+
+    threads = [threading.Thread(target=write, args=(start,)) for start in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = Kept(tmp_path, "one setting")
+    assert [kept.get([number]) for number in range(300)] == [{"text": "x" * number} for number in range(300)]
+
+
+def test_half_a_line_costs_that_answer_alone(tmp_path):
+    kept = Kept(tmp_path, "setting")
+    kept.add([1], text="one")
+    [file] = tmp_path.iterdir()
+    with file.open("a") as stream:
+        stream.write('{"prompt": "12\n[1]\n')
+    Kept(tmp_path, "setting").add([2], text="two")
+    again = Kept(tmp_path, "setting")
+    assert (again.get([1]), again.get([2]), again.get([3])) == ({"text": "one"}, {"text": "two"}, None)
+
+
+def test_a_folder_that_takes_nothing_costs_no_answers(tmp_path):
+    kept = Kept(tmp_path / "absent", "setting")
+    kept.add([1], text="one")
+    assert kept.get([1]) == {"text": "one"}
+
+
+def test_what_nobody_reads_for_a_month_goes_and_others_cannot_read_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = answers_folder()
+    assert folder.stat().st_mode & 0o077 == 0
+    for name, days in (("old", 40), ("new", 3)):
+        (folder / f"{name}.jsonl").write_text("")
+        os.utime(folder / f"{name}.jsonl", (time.time() - days * 86400,) * 2)
+    answers_folder()
+    assert [file.name for file in folder.iterdir()] == ["new.jsonl"]
+
+
+@pytest.fixture
+def shot(toy_model_dir, arithmetic_dir):
+    def make(**options):
+        request = CompareRequest(model=str(toy_model_dir), task="arithmetic", data=str(arithmetic_dir), **options)
+        return resolve_inference(request, (), None, Console())
+
+    return make
+
+
+def test_worked_examples_stand_before_every_prompt_as_they_were_trained_on(shot, toy_model_dir):
+    from llama2tut.models.loading import load_tokenizer
+
+    config, tokenizer = shot(shots=2, limit=3), load_tokenizer(str(toy_model_dir))
+    ids = prompt_ids(config, tokenizer, Console())
+    prompts, fitting = few_shot_ids(config, ids, tokenizer)
+    head = "".join(config.task.render(row) + row["output"] + "\n\n" for row in config.shots)
+    assert fitting == 2
+    assert [tokenizer.decode(prompt) for prompt in prompts] == ["<s>" + head + text for text in config.prompts]
+
+
+def test_examples_are_drawn_by_the_seed_and_never_what_is_asked(shot):
+    drawn = shot(shots=5).shots
+    assert shot(shots=5).shots == drawn
+    assert shot(shots=3).shots == drawn[:3]
+    assert shot(shots=5, seed=1).shots != drawn
+    config = shot(shots=200, split="train", limit=100)
+    assert len(config.shots) == 20
+    assert not any(row in config.rows for row in config.shots)
+
+
+def test_as_many_examples_as_fit_and_one_at_least(shot, toy_model_dir):
+    from llama2tut.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(str(toy_model_dir))
+    config = shot(shots=50, limit=3)
+    ids = prompt_ids(config, tokenizer, Console())
+    prompts, fitting = few_shot_ids(config, ids, tokenizer)
+    assert 1 < fitting < 50
+    assert max(map(len, prompts)) + config.max_new_tokens <= config.base_model.positions
+    with pytest.raises(DataError, match="--shots"):
+        few_shot_ids(replace(config, max_new_tokens=config.base_model.positions - 100), ids, tokenizer)
+
+
+def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
+    text = "19 - 59 = -40\n\nCalculate the following expression:\n1+1\n---\nAnswer:\n2"
+    assert first_answer(ARITHMETIC, text) == "19 - 59 = -40"
+    assert first_answer(ARITHMETIC, "I think\n\nit is 4") == "I think\n\nit is 4"
