@@ -3,10 +3,10 @@
 
     python scripts/bench/bench_loss.py --task arithmetic --config arithmetic-24gb --model smollm2-135m --max-steps 200
 
-Takes the flags of `llama2tut finetune`, and --picture FILE.png. `plain` is that run without a quantised base, Liger's
-kernels, autocast, compiling and recording: what PEFT does by itself. `fast` has all of these but the quantised base,
-and `4bit` has that, too. The runs go side by side. Prints the mean loss of each tenth of the run and how far each is
-from the plain one.
+Takes the flags of `llama2tut finetune`, --fp8 and --picture FILE.png. `plain` is that run without a quantised base,
+Liger's kernels, autocast, compiling and recording: what PEFT does by itself. `fast` has all of these but the quantised
+base, and `4bit` has that, too. The runs go side by side. Prints the mean loss of each tenth of the run and how far each
+is from the plain one.
 """
 
 import argparse
@@ -34,22 +34,25 @@ def main() -> None:
     """Train every way, print the table, and draw it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--fp8", action="store_true", help="also `fast` and `4bit` with products in fp8")
     options, flags = parser.parse_known_args()
     module = ["-m", "llama2tut", "finetune", *flags]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        losses = train({
-            "plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"],
-            "fast": [*module, "--quantization", "none"], "4bit": [*module, "--quantization", "4bit"]}, folder)
+        ways = {"plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"],
+                "fast": [*module, "--quantization", "none"], "4bit": [*module, "--quantization", "4bit"]}
+        if options.fp8:
+            ways |= {f"{name}, fp8": [*ways[name], "--precision", "fp8"] for name in ("fast", "4bit")}
+        losses = train(ways, folder)
     steps = len(losses["plain"])
     tenth = max(1, steps // 10)
     print(f"{'steps':<12}" + "".join(f"{name:>10}" for name in losses))
     for first in range(0, steps, tenth):
         means = [statistics.fmean(values[first:first + tenth]) for values in losses.values()]
         print(f"{f'{first + 1}-{min(first + tenth, steps)}':<12}" + "".join(f"{mean:>10.4f}" for mean in means))
-    for name in ("fast", "4bit"):
-        apart = difference(losses, name)
-        print(f"{name}: a step's loss is {statistics.fmean(map(abs, apart)):.4f} from the plain one on average "
+    for name, other in [(name, "plain") for name in losses if name != "plain"] + [("4bit, fp8", "4bit")] * options.fp8:
+        apart = difference(losses, name, other)
+        print(f"{name}: a step's loss is {statistics.fmean(map(abs, apart)):.4f} from that of {other} on average "
               f"({max(map(abs, apart)):.4f} at most), {statistics.fmean(apart):+.4f} with its sign")
     spread = statistics.pstdev(after - before for before, after in itertools.pairwise(losses["plain"]))
     print(f"from one step to the next the plain loss changes by {spread:.4f}")
@@ -67,9 +70,9 @@ def train(ways: dict[str, list[str]], folder: Path) -> dict[str, list[float]]:
     return {name: [entry["loss"] for entry in found if "loss" in entry] for name, found in entries.items()}
 
 
-def difference(losses: dict[str, list[float]], name: str) -> list[float]:
-    """What a way's loss is above the plain one, step by step."""
-    return [ours - theirs for ours, theirs in zip(losses[name], losses["plain"], strict=True)]
+def difference(losses: dict[str, list[float]], name: str, other: str = "plain") -> list[float]:
+    """What a way's loss is above another's, step by step."""
+    return [ours - theirs for ours, theirs in zip(losses[name], losses[other], strict=True)]
 
 
 def draw(losses: dict[str, list[float]], path: Path) -> None:
@@ -80,7 +83,8 @@ def draw(losses: dict[str, list[float]], path: Path) -> None:
 
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
     steps = range(1, len(losses["plain"]) + 1)
-    for name, color, width in (("plain", "#d9541e", 3.5), ("fast", "#1f5fa8", 1.5), ("4bit", "#555555", 1.0)):
+    styles = (("#d9541e", 3.5), ("#1f5fa8", 1.5), ("#555555", 1.0), ("#2a9d5c", 1.0), ("#8a4fb0", 1.0))
+    for name, (color, width) in zip(losses, styles, strict=False):
         top.plot(steps, losses[name], color=color, linewidth=width, label=name)
         if name != "plain":
             bottom.plot(steps, difference(losses, name), color=color, linewidth=width)

@@ -78,6 +78,8 @@ def contenders(size: str) -> list[str]:
     on_gpu = torch.cuda.is_available() and size == "7b"
     names = ["stock-tutorial", "stock-4bit", "ours-qv-4096-off", "ours-samsum-24gb", "ours-arithmetic-24gb",
              "ours-samsum-8gb", "ours-tutorial", "trl", "trl-checkpointing"]
+    if on_gpu and torch.cuda.get_device_capability() >= (8, 9):
+        names += ["ours-qv-4096-off-fp8", "ours-samsum-24gb-fp8", "ours-samsum-8gb-fp8"]
     names = names if on_gpu else ["stock-cpu", "ours-cpu", "trl-cpu"]
     return [name for name in names if not name.startswith("trl") or importlib.util.find_spec("trl")]
 
@@ -203,12 +205,14 @@ def run_ours(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     """`llama2tut finetune` with a recipe; its own metrics tell the rates."""
     from llama2tut.cli.main import main as cli
 
-    recipe = options.one.removeprefix("ours-")
+    recipe = options.one.removeprefix("ours-").removesuffix("-fp8")
     flags = ["--config", "arithmetic-cpu", "--gpus", "0"] if recipe == "cpu" else ["--config", recipe]
     if recipe.startswith(("qv", "all")):  # qv-4096-off: LoRA's layers, tokens a row, gradient checkpointing
         targets, length, recompute = recipe.split("-")
         flags = ["--config", "samsum-24gb", "--context-length", length, "--gradient-checkpointing", recompute]
         flags += ["--lora-targets", "q_proj,v_proj", "--lora-r", "8"] if targets == "qv" else []
+    if options.one.endswith("-fp8"):
+        flags += ["--precision", "fp8"]
     with tempfile.TemporaryDirectory() as folder:
         code = cli(["finetune", "--task", str(options.folder / "rows.py"), "--model", str(options.folder), "--limit",
                     "1000000", "--max-steps", str(options.steps), "--output-dir", f"{folder}/run", *flags])

@@ -118,6 +118,7 @@ def test_a_small_old_gpu_without_compiler_or_models(machine, run_cli, monkeypatc
     assert seen["torch"] == "ok       2.13.0+fake for CUDA 13.0"
     assert seen["GPU"] == ("warning  Toy GPU, 10.0 of 12.0 GiB free | mend: llama2tut finetune --config samsum-8gb …")
     assert seen["bf16"] == "ok       compute capability 7.5: none before 8.0; fp16 takes its place"
+    assert seen["fp8"] == "ok       none before compute capability 8.9; bf16 takes its place"
     assert seen["compiler"].endswith("mend: sudo apt-get install gcc")
     assert seen["bitsandbytes"].startswith("problem")
     assert seen["models"] == "warning  smollm2-135m | mend: hf download meta-llama/Llama-2-7b-hf"
@@ -226,4 +227,5 @@ def test_doctor_on_a_gpu(run_cli):
         pytest.skip("no GPU")
     seen = lines(run_cli("doctor"))
     assert seen["bitsandbytes"] == "ok       4-bit product on cuda is right"
+    assert seen["fp8"].startswith("ok ")
     assert seen["GPU"][:7].strip() in ("ok", "warning")

@@ -45,7 +45,7 @@ ROWS = (
     Row(what="a word for a boolean", argv=f"{GEN} --force=perhaps",
         says=("--force wants true or false, not 'perhaps'",)),
     Row(what="a choice that is none", argv="finetune --task samsum --precision bf61",
-        says=("--precision wants one of bf16, fp16, fp32 (did you mean bf16?), not 'bf61'",)),
+        says=("--precision wants one of bf16, fp16, fp32, fp8 (did you mean bf16?), not 'bf61'",)),
     Row(what="None for a choice", argv="infer --quantization None",
         says=("--quantization wants one of 4bit, 8bit, none",)),
     Row(what="a list with a hole", argv="finetune --task samsum --lora-targets q_proj,,v_proj",

@@ -19,6 +19,22 @@ MEASURED = [
 ]
 
 
+@pytest.mark.parametrize(("lora", "peak"), [(QV, 18.16), ({}, 20.46)])  # in fp8, as the others
+def test_within_a_tenth_of_the_measured_peak_in_fp8(lora, peak):
+    request = dataclasses.replace(REQUEST, context_length=4096, **lora)
+    found = estimate(LLAMA_2_7B, request, "fp8", "4bit", gradient_checkpointing=False)
+    assert found.total == pytest.approx(peak, rel=0.1)
+    assert found.weights > estimate(LLAMA_2_7B, request, "bf16", "4bit", gradient_checkpointing=False).weights
+
+
+def test_weights_that_are_rounded_to_fp8_are_loaded_in_bf16_first():
+    request = dataclasses.replace(REQUEST, context_length=512)
+    found = {precision: estimate(LLAMA_2_7B, request, precision, "none", gradient_checkpointing=True)
+             for precision in ("bf16", "fp8")}
+    assert found["fp8"].weights < 0.6 * found["bf16"].weights
+    assert found["fp8"].total == found["fp8"].loading == found["bf16"].weights
+
+
 @pytest.mark.parametrize(("lora", "length", "gradient_checkpointing", "peak"), MEASURED)
 def test_within_a_tenth_of_the_measured_peak(lora, length, gradient_checkpointing, peak):
     request = dataclasses.replace(REQUEST, context_length=length, **lora)

@@ -6,6 +6,7 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
 from llama2tut.models import device
+from llama2tut.models.base_models import BaseModel
 from llama2tut.training import planning
 from shapes import LLAMA_2_7B, QV
 
@@ -15,16 +16,16 @@ def resolve(monkeypatch, capsys):
     """Resolves a request for `room` GiB of a GPU with bf16 and Liger's kernels; gives the run and what was said."""
     import torch
 
-    def run(room=78.0, **fields):
+    def run(room=78.0, model=LLAMA_2_7B, **fields):
         monkeypatch.setattr(planning, "gpu_room_gib", lambda: room)
         request = FinetuneRequest(**{"task": "samsum", "packing": True, "compile": True, "lora_dropout": 0.0,
                                      "context_length": 4096, **fields})
-        config = planning.resolve_run(request, LLAMA_2_7B, None, Console())
+        config = planning.resolve_run(request, model, None, Console())
         return config, capsys.readouterr().err
 
-    for module, name, value in ((device, "gpu_present", True), (device, "has_bf16", True),
-                                (planning, "liger_available", True), (planning, "check_cuda", None),
-                                (planning, "check_loadable", None)):
+    for module, name, value in ((device, "gpu_present", True), (device, "has_bf16", True), (device, "has_fp8", True),
+                                (planning, "has_fp8", True), (planning, "liger_available", True),
+                                (planning, "check_cuda", None), (planning, "check_loadable", None)):
         monkeypatch.setattr(module, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     return run
@@ -33,14 +34,15 @@ def resolve(monkeypatch, capsys):
 @pytest.mark.parametrize(("fields", "decoder"), [
     ({}, "compiled and recorded"),
     ({"quantization": "none"}, "compiled and recorded"),
+    ({"precision": "fp8"}, "compiled and recorded"),
     ({"compile": False}, "as it is"),
     ({"quantization": "8bit"}, "not compiled (that needs --quantization 4bit or none)"),
-    ({"precision": "fp16"}, "not compiled (that needs bf16)"),
+    ({"precision": "fp16"}, "not compiled (that needs bf16 or fp8)"),
     ({"packing": False, "lora_dropout": 0.1}, "not compiled (that needs packed rows, --lora-dropout 0)"),
 ])
 def test_what_cannot_be_recorded_is_trained_without_and_said(resolve, fields, decoder):
     config, said = resolve(**fields)
-    assert said.endswith(f"decoder {decoder}\n")
+    assert f"decoder {decoder}\n" in said
     assert config.cuda_graphs == (decoder == "compiled and recorded")
 
 
@@ -67,3 +69,32 @@ def test_memory_is_told_for_the_decoder_as_it_will_run(resolve):
     with pytest.raises(MachineError, match=r"needs about 2\d\.\d GiB of GPU memory, 20\.5 GiB are there: add "):
         resolve(**flags, precision="fp16")
     assert resolve(**flags, precision="fp16", lora_targets=QV["lora_targets"])[0].liger
+
+
+def test_an_estimate_that_is_not_believed_is_said_and_the_run_goes_on(resolve):
+    flags = {"room": 4.0, "gradient_checkpointing": "on"}
+    with pytest.raises(MachineError, match="--ignore-memory-estimate"):
+        resolve(**flags)
+    config, said = resolve(**flags, ignore_memory_estimate=True)
+    assert config.gradient_checkpointing
+    assert "GiB of GPU memory, 4.0 GiB are there" in said
+
+
+def test_fp8_is_refused_where_the_gpu_has_none_and_named_where_it_has(resolve, monkeypatch):
+    config, said = resolve(precision="fp8")
+    assert config.precision == "fp8"
+    assert "a GPU, fp8, base weights 4bit" in said
+    assert "--precision" not in said
+    assert "--precision fp8" in resolve()[1]
+    assert resolve()[0].precision == "bf16"
+    monkeypatch.setattr(device, "has_fp8", lambda: False)
+    monkeypatch.setattr(planning, "has_fp8", lambda: False)
+    assert "fp8" not in resolve()[1]
+    with pytest.raises(MachineError, match="a GPU is older: use --precision bf16"):
+        resolve(precision="fp8")
+
+
+def test_layers_whose_shape_fp8_cannot_take_are_named(resolve):
+    assert "multiplied in bf16" not in resolve(precision="fp8")[1]
+    odd = BaseModel("odd", "odd", {**LLAMA_2_7B.config, "intermediate_size": 11_000})
+    assert "mlp.gate_proj, mlp.up_proj, mlp.down_proj" in resolve(precision="fp8", model=odd)[1]

@@ -82,6 +82,10 @@ def _device(probe: "subprocess.Popen[str]", gpu: bool) -> Iterator[Check]:
         major, minor = facts["capability"]
         yield Check("bf16", "ok", f"compute capability {major}.{minor}"
                     + ("" if major >= 8 else ": none before 8.0; fp16 takes its place"))
+        fault = facts.get("fp8")
+        yield check("fp8", not fault, "none before compute capability 8.9; bf16 takes its place" if fault is None else
+                    fault or "product over a 4-bit weight is right", "llama2tut finetune --precision bf16 …",
+                    needed=False)
         compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
         yield check("compiler", compiler is not None, compiler or "none, and GPU kernels are built at run time",
                     "sudo apt-get install gcc")

@@ -47,6 +47,8 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     if task and not request.data:
         faults.append(f"--data is missing: {request.task} names no data of its own; give a folder, a file or a hub id")
     faults.attempt(check_precision, request.precision, device)
+    if request.precision == "fp8" and request.quantization == "8bit":
+        faults.append("--precision fp8: int8 weights are multiplied in int8; use --quantization 4bit or none")
     faults.attempt(check_upstream)
     finished = faults.attempt(_refuse_folder, request) if not request.dry_run else None
     rows = None

@@ -14,7 +14,8 @@ def probe(device: str) -> dict[str, Any]:
     Of a CPU: `cpu_bf16`, whether it computes in bfloat16.
 
     Of a GPU: `name`, `capability` (major, minor), `free` and `total` GiB; or `fault`: why it does not start.
-    `four_bit` is "" where a 4-bit product on the device is right, else what is wrong with it.
+    `four_bit` is "" where a 4-bit product on the device is right, else what is wrong with it; `fp8` the same of an fp8
+    product over a 4-bit weight, on a GPU that makes them.
     """
     import torch
 
@@ -30,7 +31,10 @@ def probe(device: str) -> dict[str, Any]:
             facts["fault"] = str(error).strip().split("\n")[0]
     else:
         facts["cpu_bf16"] = cpu_has_bf16()
-    return facts | {"four_bit": four_bit_fault(facts["device"])}
+    facts["four_bit"] = four_bit_fault(facts["device"])
+    if facts.get("capability", (0, 0)) >= (8, 9):
+        facts["fp8"] = fp8_fault()
+    return facts
 
 
 def four_bit_fault(device: str) -> str:
@@ -52,6 +56,26 @@ def four_bit_fault(device: str) -> str:
     except Exception as error:  # whatever a broken build raises is the finding
         return str(error).strip().split("\n")[0] or type(error).__name__
     # nf4 rounds random weights by about a tenth of their size; a wrong kernel is off by the whole of it.
+    return "" if off < 0.25 else f"the product is off by {off:.2f} of its size"
+
+
+def fp8_fault() -> str:
+    """Multiply by a small nf4 matrix in fp8 on the GPU, and compare with the float product."""
+    try:
+        import bitsandbytes
+        import torch
+
+        from llama2tut.gpu.fp8 import Fp8Linear
+
+        torch.manual_seed(0)
+        layers: Any = bitsandbytes.nn
+        layer = layers.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
+        weight, rows = layer.weight.detach().clone(), torch.randn(64, 64)
+        found = Fp8Linear(layer.cuda())(rows.cuda()).float().cpu()
+        exact = rows @ weight.T
+        off = float((found - exact).norm() / exact.norm())
+    except Exception as error:  # whatever a broken build raises is the finding
+        return str(error).strip().split("\n")[0] or type(error).__name__
     return "" if off < 0.25 else f"the product is off by {off:.2f} of its size"
 
 

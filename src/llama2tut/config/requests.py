@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Op = Literal["add", "sub", "mul", "div"]
 Precision = Literal["bf16", "fp16", "fp32"]
+TrainingPrecision = Literal["bf16", "fp16", "fp32", "fp8"]
 Quantization = Literal["4bit", "8bit", "none"]
 
 
@@ -80,8 +81,9 @@ class FinetuneRequest:
 
     quantization: Quantization | None = flag(None, "base weights: nf4, int8 or as they are [4bit on a GPU, else none]",
                                              group="LoRA and memory")
-    precision: Precision | None = flag(None, "compute type [bf16 where GPU or CPU has it, else fp16 and fp32]",
-                                       group="LoRA and memory")
+    precision: TrainingPrecision | None = flag(
+        None, "compute type; fp8: of products with base weights, bf16 of the rest [bf16 where GPU or CPU has it, else "
+        "fp16 and fp32]", group="LoRA and memory")
     lora_r: int = flag(16, "rank", least=1, most=1024, group="LoRA and memory")
     lora_alpha: int = flag(32, "scale: the update counts alpha / r times", least=1, most=4096,
                            group="LoRA and memory")
@@ -91,6 +93,7 @@ class FinetuneRequest:
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "trade time for memory; auto: only if it would not fit", group="LoRA and memory")
     compile: bool = flag(False, "compile the decoder layers (CUDA; a minute of start-up)", group="LoRA and memory")
+    ignore_memory_estimate: bool = flag(False, "run although it should not fit the GPU", group="LoRA and memory")
 
     save_steps: int | None = flag(None, "checkpoint every N optimizer steps [about every ten minutes]", least=1,
                                   group="Run")

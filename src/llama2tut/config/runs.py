@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut import __version__
-from llama2tut.config.requests import FinetuneRequest, Precision, Quantization
+from llama2tut.config.requests import FinetuneRequest, Quantization, TrainingPrecision
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError
 from llama2tut.files import write_whole
@@ -46,7 +46,7 @@ class RunConfig:
     request: FinetuneRequest
     model_path: str
     device: str
-    precision: Precision
+    precision: TrainingPrecision
     quantization: Quantization
     attention: str
     gradient_checkpointing: bool

@@ -61,6 +61,10 @@ def prepare(model: Any, config: RunConfig) -> None:
     from llama2tut.gpu.loss import at_labels_only
 
     base = model.get_base_model()
+    if config.precision == "fp8":
+        from llama2tut.gpu.fp8 import multiply_in_fp8
+
+        multiply_in_fp8(base.model)
     if not config.liger:  # which has a loss of its own
         at_labels_only(base)
     if config.device == "cpu" and config.precision == "fp32" and not config.request.lora_dropout:
@@ -70,7 +74,7 @@ def prepare(model: Any, config: RunConfig) -> None:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={
             "use_reentrant": False, "preserve_rng_state": not config.cuda_graphs})
         base.enable_input_require_grads()
-    if config.precision == "bf16":
+    if config.precision in ("bf16", "fp8"):
         autocast_decoder(base.model, torch.bfloat16)
     if config.cuda_graphs:
         capture_decoder(base.model, config.request.batch_size, config.request.context_length)

@@ -4,13 +4,14 @@ import glob
 import itertools
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from llama2tut.config.requests import Precision
+from llama2tut.config.requests import Precision, TrainingPrecision
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.gpu import ranks
 
 Device = Literal["cuda", "cpu"]
+_P = TypeVar("_P", Precision, TrainingPrecision)
 
 _GIB = 2**30
 
@@ -57,7 +58,7 @@ def choose_device(gpus: int | str | None = None) -> Device:
     return "cuda" if gpus != 0 and gpu_present() else "cpu"
 
 
-def check_precision(precision: Precision | None, device: Device) -> None:
+def check_precision(precision: TrainingPrecision | None, device: Device) -> None:
     """See that a device computes in what was asked for; torch is not imported for it.
 
     Raises:
@@ -65,9 +66,11 @@ def check_precision(precision: Precision | None, device: Device) -> None:
     """
     if precision == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if precision == "fp8" and device == "cpu":
+        raise UsageError("--precision fp8 needs a GPU of compute capability 8.9 or later; use bf16 or fp32 on a CPU")
 
 
-def choose_precision(precision: Precision | None, device: Device) -> Precision:
+def choose_precision(precision: _P | None, device: Device) -> _P:
     """What was asked for, or what the device computes in best."""
     if precision:
         return precision
@@ -103,11 +106,31 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def torch_dtype(precision: str) -> Any:
-    """`bf16`, `fp16` or `fp32` as torch knows it."""
+def has_fp8() -> bool:
+    """Whether the GPU multiplies in fp8 (compute capability 8.9: Ada and Hopper, 2022, and later)."""
     import torch
 
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 9)
+
+
+def check_fp8() -> None:
+    """See that the GPU multiplies in fp8.
+
+    Raises:
+        MachineError: it does not.
+    """
+    import torch
+
+    if not has_fp8():
+        raise MachineError("--precision fp8 needs a GPU of compute capability 8.9 or later (RTX 40 and 50, L4, H100); "
+                           f"{torch.cuda.get_device_name(0)} is older: use --precision bf16")
+
+
+def torch_dtype(precision: str) -> Any:
+    """What `bf16`, `fp16` or `fp32` is to torch, and what the base model is loaded in under `fp8`."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}[precision]
 
 
 def free_memory_gib() -> float:

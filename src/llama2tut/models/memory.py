@@ -10,6 +10,7 @@ from llama2tut.models.base_models import BaseModel
 
 _GIB = 2**30
 _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row
+_FP8_BYTES = {"4bit": 0.516 + 2 / 64, "none": 1.0}  # nf4's scales unpacked, too
 _ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the recording, and Adam's two moments; measured
 _WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
 _LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, float32 logits, log-probabilities
@@ -19,17 +20,18 @@ _RECOMPUTED_LAYERS = 4.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """GiB by what takes it."""
+    """GiB by what takes it; before training begins, `loading` is there alone."""
 
     weights: float
     adapters: float
     activations: float
     workspace: float
+    loading: float = 0.0
 
     @property
     def total(self) -> float:
         """The peak, in GiB."""
-        return self.weights + self.adapters + self.activations + self.workspace
+        return max(self.loading, self.weights + self.adapters + self.activations + self.workspace)
 
     def fits(self, room: float) -> bool:
         """Whether the peak stays within `room` GiB."""
@@ -61,10 +63,13 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
         activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer
     if quantization == "8bit" and gradient_checkpointing:  # which does not free the inputs that int8 products save
         activations += layers * tokens * (3 * width + inner) * bytes_each
+    loaded = _WEIGHT_BYTES.get(quantization, bytes_each)
+    kept_each = _FP8_BYTES[quantization] if precision == "fp8" else loaded
     logits = tokens * base_model.config["vocab_size"] * _LOGIT_BYTES
-    return Estimate(weights=(linear * _WEIGHT_BYTES.get(quantization, bytes_each) + others * bytes_each) / _GIB,
+    return Estimate(weights=(linear * kept_each + others * bytes_each) / _GIB,
                     adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
-                    workspace=max(_WORKSPACE, logits / _GIB))
+                    workspace=max(_WORKSPACE, logits / _GIB),
+                    loading=(linear * loaded + others * bytes_each) / _GIB)
 
 
 def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, room: float, *,

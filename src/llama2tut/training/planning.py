@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.requests import FinetuneRequest, TrainingPrecision
 from llama2tut.config.runs import RunConfig, package_versions, read_run
 from llama2tut.console import Console
 from llama2tut.errors import MachineError
@@ -10,7 +10,7 @@ from llama2tut.gpu.kernels import liger_available
 from llama2tut.gpu.ranks import all_values
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.device import check_cuda, choose_device, choose_precision
+from llama2tut.models.device import check_cuda, check_fp8, choose_device, choose_precision, has_fp8
 from llama2tut.models.loading import check_loadable
 from llama2tut.models.memory import advice, estimate
 from llama2tut.tasks.rows import Rows
@@ -39,13 +39,16 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     if device == "cuda":
         check_cuda("train on the CPU with --gpus 0")
     check_loadable(base_model.path)  # while nothing has been written yet
-    precision = choose_precision(request.precision, device)
+    precision: TrainingPrecision = choose_precision(request.precision, device)
+    if precision == "fp8":
+        check_fp8()
+        _name_bf16_layers(base_model, console)
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
     liger = device == "cuda" and liger_available()
     if device == "cuda" and not liger:
         console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
                      "pip install --no-deps liger-kernel==0.8.5")
-    needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16": precision == "bf16",
+    needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16 or fp8": precision in ("bf16", "fp8"),
              "--quantization 4bit or none": quantization != "8bit",  # int8 products wait for the CPU
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
@@ -60,9 +63,12 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
                                                   gradient_checkpointing=False).fits(room)
         needed = estimate(base_model, planned, precision, quantization, gradient_checkpointing=gradient_checkpointing)
         if not needed.fits(room) and not request.dry_run:
-            raise MachineError(f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-                               + advice(base_model, planned, precision, quantization, room,
-                                        gradient_checkpointing=gradient_checkpointing))
+            fault = f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
+            if not request.ignore_memory_estimate:
+                raise MachineError(fault + advice(base_model, planned, precision, quantization, room,
+                                                  gradient_checkpointing=gradient_checkpointing)
+                                   + "; --ignore-memory-estimate tries it all the same")
+            console.warn(f"{fault}it may run out of memory")
     digests = {**(rows.digests if rows else {}), **task_digest(request.task),
                BASE_DIGEST: base_model.digest}
     config = RunConfig(
@@ -83,6 +89,8 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
                  f"{quantization if quantization != 'none' else precision}, attention {config.attention}, gradient "
                  f"checkpointing {'on' if gradient_checkpointing else 'off'}, Liger kernels "
                  f"{'on' if liger else 'off'}, decoder {decoder}")
+    if device == "cuda" and not request.precision and quantization == "4bit" and has_fp8():
+        console.note("this GPU multiplies in fp8, too: training with --precision fp8 is faster")
     return config
 
 
@@ -90,6 +98,14 @@ def _first_ranks(request: FinetuneRequest) -> int | None:
     """How many ranks the run that is resumed was started with."""
     folder = request.output_dir
     return read_run(folder).first_ranks if request.resume and folder and newest_checkpoint(folder)[0] else None
+
+
+def _name_bf16_layers(base_model: BaseModel, console: Console) -> None:
+    """Say which layers fp8 products cannot take."""
+    from llama2tut.gpu.fp8 import takes
+
+    if left := [name for name, (inputs, outputs) in base_model.linears.items() if not takes(inputs, outputs)]:
+        console.warn(f"multiplied in bf16, for fp8 takes inputs in 64s and outputs in 16s: {', '.join(left)}")
 
 
 def gpu_room_gib() -> float:
