@@ -52,7 +52,7 @@ def main() -> None:
         print(f"{f'{first + 1}-{min(first + tenth, steps)}':<12}" + "".join(f"{mean:>10.4f}" for mean in means))
     for name, other in [(name, "plain") for name in losses if name != "plain"] + [("4bit, fp8", "4bit")] * options.fp8:
         apart = difference(losses, name, other)
-        print(f"{name}: a step's loss is {statistics.fmean(map(abs, apart)):.4f} from that of {other} on average "
+        print(f"{name}: a step's loss is {statistics.fmean(map(abs, apart)):.4f} from the {other} one on average "
               f"({max(map(abs, apart)):.4f} at most), {statistics.fmean(apart):+.4f} with its sign")
     spread = statistics.pstdev(after - before for before, after in itertools.pairwise(losses["plain"]))
     print(f"from one step to the next the plain loss changes by {spread:.4f}")
