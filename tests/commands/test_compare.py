@@ -149,13 +149,43 @@ def test_gates(compare):
 
 
 def test_worse_than_the_base_beyond_chance_fails_its_gate(compare, monkeypatch):
-    from llama2tut.commands import compare as command
-    from llama2tut.tasks.metrics import Difference
+    from llama2tut.inference.significance import Difference
+    from llama2tut.reports import comparison
 
-    monkeypatch.setattr(command, "paired_difference", lambda base, tuned, seed: Difference(-0.5, (-0.7, -0.3)))
+    worse = Difference("finetuned", "base", -0.5, (-0.7, -0.3), 0.01, "worse")
+    monkeypatch.setattr(comparison, "difference", lambda *_, **__: worse)
     outcome = compare("--adapter", "outputs/two", "--fail-if-worse")
     assert outcome.code == 3
     assert "worse than the base" in outcome.err
+
+
+def test_a_gate_that_goes_by_too_few_rows_says_so(compare):
+    few = compare("--adapter", "outputs/two", "--limit", 3, "--fail-if-worse")
+    assert (few.code, "3 rows, which are too few to tell" in few.err) == (0, True)
+    assert "too few rows to tell" in " ".join(few.out.split())
+    assert "too few" in compare("--adapter", "outputs/two", "--limit", 3, "--fail-under", 0).err
+    assert "too few" not in compare("--adapter", "outputs/two", "--limit", 3).err
+    assert "too few" not in compare("--adapter", "outputs/two", "--fail-if-worse").err
+
+
+def test_answers_that_the_longest_length_cut_off_are_counted(compare):
+    found = json.loads(compare("--adapter", "outputs/two", "--limit", 3, "--format", "json").out)
+    assert found["cut"]["base"] == sum("base" in row["cut"] for row in found["rows"]) > 0
+
+
+def test_a_task_whose_own_references_would_not_score_is_refused(compare, run_cli, adapters, arithmetic_dir,
+                                                                toy_model_dir, monkeypatch):
+    from llama2tut.inference import generate
+
+    monkeypatch.setattr(generate, "load", None)
+    (adapters / "lost.yaml").write_text("prompt: '{instruction}'\ntarget: answer\nextract: '#### (.*)'\n")
+    for line in (("compare", "--adapter", "outputs/two"), ("infer", "--adapter", "outputs/two"),
+                 ("finetune", "--model", toy_model_dir, "--gpus", 0, "--output-dir", "lost")):
+        refused = run_cli(*line, "--task", "lost.yaml", "--data", arithmetic_dir)
+        assert (refused.code, refused.out) == (2, "")
+        assert "20 rows (1, 2, 3, …) of 20 nothing is found to compare" in refused.err
+        assert "`extract`" in refused.err
+    assert not (adapters / "lost").exists()
 
 
 def test_prompts_of_ones_own_have_no_scores(compare, tmp_path):

@@ -53,7 +53,7 @@ def test_rows_of_a_task_have_reference_and_score(infer, arithmetic_dir, tmp_path
     assert outcome.out == f"{tmp_path / 'answers.jsonl'}\n"
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 20
-    assert set(rows[0]) == {"prompt", "completion", "reference", "exact_match", "settings"}
+    assert set(rows[0]) == {"prompt", "completion", "cut", "reference", "exact_match", "settings"}
     assert rows[0]["prompt"].startswith("Calculate the following expression:\n")
 
 

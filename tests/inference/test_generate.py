@@ -111,7 +111,7 @@ def test_answers_come_in_the_order_of_the_prompts(base):
 
 def test_windows_bound_how_far_answers_come_out_of_order(base, monkeypatch):
     monkeypatch.setattr("llama2tut.inference.generate._LARGEST_CPU", (2, 1000))
-    order = [index for index, _, _ in base.iter_answers(PROMPTS, adapter=None, sampling=SHORT)]
+    order = [index for index, *_ in base.iter_answers(PROMPTS, adapter=None, sampling=SHORT)]
     assert sorted(order[:4]) == [0, 1, 2, 3]
     assert order == [1, 3, 0, 2, 6, 4, 5]
 
@@ -139,7 +139,7 @@ def test_an_answer_ends_at_eos(toy_model_dir):
 
 def test_special_tokens_are_not_part_of_the_text(base, monkeypatch):
     monkeypatch.setattr(base, "_decode", lambda prompts, *rest: [[*base.tokenizer("hi").input_ids, 2]])
-    assert list(base.iter_answers([[5]], adapter=None)) == [(0, "hi", 4)]
+    assert list(base.iter_answers([[5]], adapter=None)) == [(0, "hi", 4, False)]
 
 
 def test_every_eos_of_the_checkpoint_counts(toy_model_dir, tmp_path):
@@ -179,7 +179,7 @@ def test_sampling_depends_on_seed_and_prompt_alone(tuned):
     assert alone != token_lists(tuned, 0)
     texts = tuned.answers(PROMPTS, adapter=0, sampling=sampling).texts
     rest = tuned.iter_answers(PROMPTS[3:], adapter=0, sampling=sampling, first_row=3)
-    assert {index: text for index, text, _ in rest} == dict(enumerate(texts[3:]))
+    assert {index: text for index, text, *_ in rest} == dict(enumerate(texts[3:]))
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])

@@ -7,8 +7,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
-from llama2tut.tasks.metrics import paired_difference, score
+from llama2tut.tasks.metrics import score
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/comparison.schema.json").read_text("utf-8"))
@@ -30,18 +31,17 @@ def compared(task, examples, tuned=1):
     column = task.prompt_columns[0]
     references = [reference for _, reference, *_ in examples]
     answers = [[example[2] for example in examples], *[[example[3] for example in examples]] * tuned]
-    scores = tuple(score(task, column_of_answers, references, seed=42) for column_of_answers in answers)
+    scores = tuple(score(task, column_of_answers, references) for column_of_answers in answers)
     values = [each.per_row[each.headline] for each in scores]
     return Comparison(
         task=task.name,
         columns=(Column("base", "base", "smollm2-135m"),
                  *(Column(name, "adapter", f"outputs/{name}")
                    for name in ("finetuned", "finetuned_2", "finetuned_3")[:tuned])),
-        rows=tuple(ComparedRow(task.render({column: cell}), reference, texts, row_values)
+        rows=tuple(ComparedRow(task.render({column: cell}), reference, texts, row_values, (False,) * (tuned + 1))
                    for (cell, reference, *_), texts, row_values
                    in zip(examples, zip(*answers, strict=True), zip(*values, strict=True), strict=True)),
         scores=scores,
-        differences=tuple(paired_difference(values[0], each, seed=42) for each in values[1:]),
         tokens_per_second=(1234.5, 99.0, 98.0, 97.0)[:tuned + 1],
         settings={"split": "test", "max_new_tokens": 24, "path": Path("data"), "versions": {"torch": "2.13.0"}},
         recipe={"lr": 2e-3, "lora_targets": ("all-linear",), "set": {"gradient_clipping": True}, "data": None},
@@ -59,9 +59,9 @@ def dialogues(tuned=1):
 
 def prompts():
     """Prompts from a file: no references, no scores."""
-    rows = tuple(ComparedRow(text, None, answers, (None, None))
+    rows = tuple(ComparedRow(text, None, answers, (None, None), (False, False))
                  for text, answers in (("Say hi", ("Hi!", "Hi!\n")), ("2+2", ("", "4"))))
-    return replace(arithmetic(), task=None, rows=rows, scores=(), differences=(), recipe={}, picture=b"")
+    return replace(arithmetic(), task=None, rows=rows, scores=(), recipe={}, picture=b"")
 
 
 def test_rows_are_judged_by_the_first_adapter_wherever_it_stands():
@@ -100,9 +100,11 @@ def test_the_json_form_of_an_arithmetic_comparison():
     value = arithmetic().to_dict()
     assert value["rows"][0] == {
         "prompt": "Calculate the following expression:\nWhat is 19-59?\n---\nAnswer:\n", "reference": "-40",
-        "base": "19 - 59 = 40", "finetuned": "19 - 59 = -40", "base_exact_match": 0.0, "finetuned_exact_match": 1.0}
+        "base": "19 - 59 = 40", "finetuned": "19 - 59 = -40", "base_exact_match": 0.0, "finetuned_exact_match": 1.0,
+        "cut": []}
     assert value["scores"]["finetuned"]["exact_match"] == pytest.approx(2 / 3)
-    assert value["scores"]["base"]["intervals"] == {"exact_match": [0.0, 1.0]}
+    assert value["scores"]["base"]["intervals"] == {"exact_match": pytest.approx([0.0615, 0.7923], abs=1e-4)}
+    assert value["differences"]["finetuned"]["verdict"] == "too few rows"
     assert value["differences"]["finetuned"]["mean"] == pytest.approx(1 / 3)
     assert value["adapters"] == ["outputs/finetuned"]
     assert value["columns"] == [{"name": "base", "kind": "base", "source": "smollm2-135m"},
@@ -128,3 +130,51 @@ def test_the_schema_refuses_what_would_surprise_a_script():
 def test_numbers_that_json_lacks_become_null():
     comparison = replace(arithmetic(), tokens_per_second=(float("inf"), float("nan")))
     assert comparison.to_dict()["tokens_per_s"] == {"base": None, "finetuned": None}
+
+
+def test_graded_scores_of_a_few_rows_have_no_intervals():
+    value = dialogues().to_dict()
+    assert value["scores"]["finetuned"]["intervals"] == {
+        score: [None, None] for score in ("rouge1", "rouge2", "rougeL")}
+    told = value["differences"]["finetuned"]
+    assert (told["interval"], told["p"], told["verdict"]) == ([None, None], None, "too few rows")
+
+
+def test_adapters_are_held_against_each_other():
+    examples = [(f"{n} + 0", str(n), "x", str(n)) for n in range(8)]
+    one, other = compared(ARITHMETIC, examples), compared(ARITHMETIC, examples, 2)
+    worse = other.scores[0]
+    both = replace(other, scores=(other.scores[0], other.scores[1], worse))
+    assert one.between == ()
+    [against] = both.between
+    assert (against.column, against.against, against.mean, against.verdict) == ("finetuned_2", "finetuned", -1, "worse")
+    told = both.to_dict()["between"]
+    assert [(it["column"], it["against"], it["verdict"]) for it in told] == [("finetuned_2", "finetuned", "worse")]
+    assert wording.verdicts(both)[-1].startswith("finetuned_2 against finetuned: exact match -100.0 points (")
+    assert wording.verdicts(both)[-1].endswith("worse beyond chance")
+
+
+def test_answers_that_were_cut_off_are_counted_and_marked_in_every_form():
+    comparison = arithmetic()
+    rows = (replace(comparison.rows[0], cut=(True, False)), replace(comparison.rows[1], cut=(True, True)),
+            comparison.rows[2])
+    comparison = replace(comparison, rows=rows)
+    value = comparison.to_dict()
+    assert value["cut"] == {"base": 2, "finetuned": 1}
+    assert [row["cut"] for row in value["rows"]] == [["base"], ["base", "finetuned"], []]
+    jsonschema.Draft202012Validator(SCHEMA).validate(value)
+    drawn = table.table(comparison, show="all", width=140)
+    assert drawn.count("wrong, cut off") == 1
+    assert drawn.count("right, cut off") == 2
+    assert "| base | 33.3 % (6.1 to 79.2) | 2 | 3 |" in markdown.markdown(comparison)
+    assert page.page(comparison).count(", cut off</span>") == 3
+    assert exports.csv(comparison).count('"base finetuned"\n') == 1
+
+
+@pytest.mark.parametrize(("value", "top", "sign", "said"), [
+    (4_999 / 5_000, 1, "", "99.98"), (1 / 5_000, 1, "", "0.02"), (1.0, 1, "", "100.0"), (0.0, 1, "", "0.0"),
+    (0.5, 1, "", "50.0"), (99_999 / 100_000, 1, "", "99.999"), (99.97, 100, "", "99.97"), (44.44, 100, "", "44.4"),
+    (99.99999999999999, 100, "", "100.0"), (-1e-17, 1, "+", "+0.0"), (-0.0, 1, "", "0.0"),
+    (-1 / 5_000, 1, "+", "-0.02"), (0.25, 1, "+", "+25.0"), (-1.0, 1, "+", "-100.0")])
+def test_a_number_never_looks_like_none_or_all_unless_it_is(value, top, sign, said):
+    assert wording.points(value, top, sign) == said

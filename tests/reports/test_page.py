@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,34 @@ def hostile():
 
 def test_scores_and_verdict_stand_at_the_top():
     text = page(arithmetic())
-    assert "<b>66.7 %</b> <small>(0.0 to 100.0)</small>" in text
-    assert "finetuned against base: exact match +33.3 points (+0.0 to +100.0), no difference beyond chance." in text
+    assert "<b>66.7 %</b> <small> (20.8 to 93.9)</small>" in text
+    assert "finetuned against base: exact match +33.3 points (" in text
+    assert "too few rows to tell." in text
     assert "1,234.5 tokens/s" in text
     assert '<rect class="fill" y="5" width="66.67%"' in text
+
+
+def luminance(color):
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    parts = (int(digits[at:at + 2], 16) / 255 for at in (0, 2, 4))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_all_text_stands_out_as_WCAG_asks(scheme):
+    colors = dict(re.findall(r"--(\w+): (#\w+)", re.findall(r":root \{(.*?)\}", page(arithmetic()), re.DOTALL)[scheme]))
+    pairs = [*product(("ink", "soft", "faint", "right", "wrong", "tuned"), ("paper", "card")), ("ink", "mark"),
+             ("paper", "ink")]
+    for text, ground in pairs:
+        dark, light = sorted(luminance(colors[name]) for name in (text, ground))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_no_heading_skips_a_level():
+    levels = [int(tag[1]) for tag, _ in Outline(page(dialogues(2))).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
 def test_every_row_reads_without_javascript():

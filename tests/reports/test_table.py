@@ -47,13 +47,13 @@ finetuned  outputs/finetuned
 └───┴───────────────────────────────┴───────────┴──────────────┴───────────────┘
 
                      exact match  rows  tokens/s
-base       33.3 % (0.0 to 100.0)     3   1,234.5
-finetuned  66.7 % (0.0 to 100.0)     3      99.0
+base        33.3 % (6.1 to 79.2)     3   1,234.5
+finetuned  66.7 % (20.8 to 93.9)     3      99.0
 
-finetuned against base: exact match +33.3 points (+0.0 to +100.0), no difference
-beyond chance
-1 of 3 rows shown; in brackets 95 % bootstrap intervals; split test,
-max_new_tokens 24, path data
+finetuned against base: exact match +33.3 points (-31.6 to +71.8), too few rows
+to tell
+1 of 3 rows shown; in brackets 95 % intervals; split test, max_new_tokens 24,
+path data
 """
 
 
@@ -66,7 +66,7 @@ prompt
   Ana: Lunch? 🍜
 """ in text
     assert "finetuned_2\n  Ana and Ben have lunch.\n  ROUGE-L 72.7, better\n" in text
-    assert "base\n  ROUGE-1 75.0 (50.0 to 100.0)\n" in text
+    assert "base\n  ROUGE-1 75.0\n" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -100,9 +100,9 @@ def test_marks_of_rich_are_plain_text():
 
 def test_long_cells_are_cut_and_say_by_how_much():
     text = table.table(with_texts(arithmetic(), "\n".join(f"this is line {n:02}" for n in range(1, 32))), width=200)
-    assert "│ this is line 11 " in text
-    assert "│ this is line 12 " not in text
-    assert "│ … (20 more " in text
+    assert "│ this is line 15 " in text
+    assert "│ this is line 16 " not in text
+    assert "│ … (16 more " in text
 
 
 def test_terminal_escapes_are_spelled_out():
@@ -164,7 +164,7 @@ def test_markdown_is_the_tutorials_table():
         "| Calculate the following expression:<br>What is 19-59?<br>---<br>Answer: | -40 "
         "| 19 - 59 = 40<br>✗ wrong | 19 - 59 = -40<br>✓ right |",
         ""]
-    assert "| finetuned | 66.7 % (0.0 to 100.0) | 3 | 99.0 |" in lines
+    assert "| finetuned | 66.7 % (20.8 to 93.9) | 3 | 99.0 |" in lines
     assert lines[-1].startswith("- finetuned against base: exact match +33.3 points")
 
 
@@ -183,9 +183,10 @@ def test_no_cell_becomes_markup(text):
 def test_csv_gives_back_every_cell():
     comparison = with_texts(arithmetic(), *HOSTILE, 'a "quoted", cell\n', "\r", "")
     rows = list(csv.reader(io.StringIO(exports.csv(comparison), newline="")))
-    assert rows[0] == ["prompt", "reference", "base", "finetuned", "base_exact_match", "finetuned_exact_match"]
+    assert rows[0] == ["prompt", "reference", "base", "finetuned", "base_exact_match", "finetuned_exact_match",
+                       "cut"]
     assert [row[0] for row in rows[1:]] == [row.prompt for row in comparison.rows]
-    assert rows[1][4:] == ["0.0", "1.0"]
+    assert rows[1][4:] == ["0.0", "1.0", ""]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1"])
@@ -197,7 +198,7 @@ def test_a_spreadsheet_gets_no_formula(text):
 
 def test_csv_of_rows_to_show():
     assert exports.csv(arithmetic(), show="wrong").count("Compute") == 1
-    assert exports.csv(prompts()).startswith('prompt,reference,base,finetuned\n"Say hi","","Hi!","Hi!\n"\n')
+    assert exports.csv(prompts()).startswith('prompt,reference,base,finetuned,cut\n"Say hi","","Hi!","Hi!\n",""\n')
 
 
 def test_json_has_all_rows_and_is_always_valid():

@@ -49,14 +49,14 @@ def tuned(tmp_path, toy_model_dir, monkeypatch):
     original = Generator.iter_answers
 
     def iter_answers(self, prompts, *, adapter, **keywords):
-        for index, text, count in original(self, prompts, adapter=adapter, **keywords):
-            yield index, text if adapter is None and self._peft_model else "so: green, I think", count
+        for index, text, count, cut in original(self, prompts, adapter=adapter, **keywords):
+            yield index, text if adapter is None and self._peft_model else "so: green, I think", count, cut
 
     monkeypatch.setattr(Generator, "iter_answers", iter_answers)
     monkeypatch.setitem(METRICS, "starts_with", ENTRY)
     (tmp_path / "rows.csv").write_text("fruit,shade\n" + "".join(f"fruit {n},green\n" for n in range(40)))
     (tmp_path / "own.yaml").write_text("prompt: \"Colour of {fruit}?\\n\"\ntarget: shade\nmetric: starts_with\n"
-                                       "extract: 'so: (.*)'\nmax_new_tokens: 4\ndata: rows.csv\n")
+                                       "extract: '(?:so: )?(.*)'\nmax_new_tokens: 4\ndata: rows.csv\n")
     with contextlib.chdir(tmp_path):
         assert main(["finetune", "--task", "own.yaml", "--model", str(toy_model_dir), "--gpus", "0", "--max-steps", "2",
                      "--eval-generate", "2"]) == 0

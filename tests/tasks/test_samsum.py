@@ -186,9 +186,10 @@ def test_dialogues_in_the_table_keep_their_lines_and_stay_aligned(columns, tuned
     assert {cell_len(line) for line in table} == {cell_len(table[0])}
     prompts = [line.split("│")[2].strip() for line in table if line[0] == "│"]
     assert prompts[0] == "prompt"
-    for turn in ("Summarize this dialog:", "健: いいね!🎬 何時?", "José: sí 👨‍👩‍👧 con los niños",
-                 "민준: 응 <file_photo>", r"한나: \x1b[31mred\x1b[0m", "---", "Summary:"):
+    for turn in ("Summarize this dialog:", "健: いいね!🎬 何時?", "---", "Summary:"):
         assert turn in (prompts if columns == 200 else " ".join(prompts))
+    if columns == 200:  # the narrow table cuts the long dialogue before these
+        assert {"José: sí 👨‍👩‍👧 con los niños", "민준: 응 <file_photo>", r"한나: \x1b[31mred\x1b[0m"} < set(prompts)
     assert "\x1b" not in done.out
     words = " ".join(done.out.split())
     for said in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "words", "4 of 4 rows shown", "finetuned against base"):
@@ -203,4 +204,4 @@ def test_compare_scores_both_columns_and_reads_every_script(tuned, run_cli):
     for column in ("base", "finetuned"):
         assert {"rouge1", "rouge2", "rougeL", "words"} <= found["scores"][column].keys()
     references = [row["reference"] for row in found["rows"]]
-    assert score(SAMSUM, references, references, seed=0).means["rougeL"] == pytest.approx(100)
+    assert score(SAMSUM, references, references).means["rougeL"] == pytest.approx(100)

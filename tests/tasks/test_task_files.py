@@ -40,15 +40,15 @@ def test_every_key_has_its_meaning(tmp_path):
     assert task.render({"english": "{target} yes"}) == "Translate to French:\n{target} yes\n---\nFrench:\n"
     assert (task.target, task.reference, task.metric, task.shorten) == ("french", "gold", "rouge", "english")
     assert (task.max_new_tokens, task.default_data, task.recipe) == (64, "my-rows.csv", "arithmetic")
-    assert task.extract('so "oui" then', "") == "oui"
-    assert task.extract("no quotes", "") is None
+    assert task.extract('so "oui" then') == "oui"
+    assert task.extract("no quotes") is None
 
 
 def test_prompt_and_target_are_enough(tmp_path):
     task = task_of(tmp_path, "prompt: 'Q: {q}'\ntarget: a\n")
     assert (task.reference, task.metric, task.shorten, task.max_new_tokens, task.default_data, task.recipe) == (
         "a", "exact_match", None, 128, None, SAMSUM.recipe)
-    assert task.extract("  whole\nanswer ", "") == "whole\nanswer"
+    assert task.extract("  whole\nanswer ") == "whole\nanswer"
 
 
 def test_a_column_name_may_have_spaces(tmp_path):
@@ -73,7 +73,7 @@ def test_what_a_template_says_and_may_not_mean_is_noted(tmp_path, prompt, name):
     ("(?s)A(.*)Z", "A\n b \nZ", "b"),
 ])
 def test_a_pattern_picks_a_part_of_the_answer(tmp_path, pattern, answer, found):
-    assert task_of(tmp_path, f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n").extract(answer, "") == found
+    assert task_of(tmp_path, f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n").extract(answer) == found
 
 
 KEYS = "prompt, target, reference, metric, extract, shorten, max_new_tokens, data, recipe"
@@ -106,7 +106,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, text, faults):
 def test_a_deep_pattern_is_taken_or_refused(tmp_path, pattern):
     text = f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n"
     try:
-        answer = task_of(tmp_path, text).extract("x", "")
+        answer = task_of(tmp_path, text).extract("x")
     except UsageError:
         assert faults_of(tmp_path, text)[0].startswith("3: the pattern does not compile (")
     else:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions
@@ -30,7 +29,7 @@ from llama2tut.models.loading import load_tokenizer
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
-from llama2tut.tasks.metrics import Difference, Scores, metric_of, paired_difference, score
+from llama2tut.tasks.metrics import Scores, metric_of, score
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
 
@@ -116,26 +115,25 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
     task = config.task if config.rows else None
     references = [row[task.reference] for row in config.rows] if task else None
     scores: tuple[Scores, ...] = ()
-    differences: tuple[Difference, ...] = ()
     values: Sequence[Sequence[float | None]] = [[None] * len(config.prompts) for _ in columns]
     if task and references and metric_of(task):
-        scores = tuple(score(task, column, references, request.seed) for column in columns)
-        per_row = [item.per_row[item.headline] for item in scores]
-        values = per_row
-        differences = tuple(paired_difference(per_row[0], tuned, request.seed) for tuned in per_row[1:])
+        scores = tuple(score(task, column, references) for column in columns)
+        values = [item.headline_values for item in scores]
     rows = tuple(ComparedRow(prompt=prompt, reference=references[at] if references else None,
                              answers=tuple(column[at] for column in columns),
-                             values=tuple(column[at] for column in values), groups=labels[at] if labels else {})
+                             values=tuple(column[at] for column in values),
+                             cut=tuple(answers.cut[at] for answers in found.values()),
+                             groups=labels[at] if labels else {})
                  for at, prompt in enumerate(config.prompts))
     settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
                 "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
     first = config.adapters[0]
     return Comparison(task=config.task.name if config.task else None, columns=tuple(found), rows=rows,
-                      scores=scores, differences=differences, settings=settings,
+                      scores=scores, settings=settings,
                       tokens_per_second=tuple(answers.new_tokens / max(answers.seconds, 1e-9)
                                               for answers in found.values()),
-                      recipe=first.request, picture=_picture(first.path))
+                      recipe=first.request, picture=_picture(first.path), seed=request.seed)
 
 
 def _picture(adapter: Path) -> bytes:
@@ -166,7 +164,9 @@ def _answers(config: InferenceConfig, request: CompareRequest, console: Console)
         column = Column("few_shot", "few-shot", f"{config.base_model.name} with {shots[1]:,} worked examples in its "
                                                 f"prompt, of {request.shots:,} asked for")
         answers = ask(column, shots[0], None)
-        found[column] = replace(answers, texts=[first_answer(config.task, text) for text in answers.texts])
+        texts = [first_answer(config.task, text) for text in answers.texts]
+        whole = map(str.__eq__, texts, answers.texts)  # what was cut off behind the first answer is not missed
+        found[column] = replace(answers, texts=texts, cut=[*map(bool.__and__, answers.cut, whole)])
     for number, adapter in enumerate(config.adapters):
         column = Column(f"finetuned_{number + 1}" if number else "finetuned", "adapter", str(adapter.path))
         found[column] = ask(column, ids, number)
@@ -192,14 +192,16 @@ def _render(form: str, comparison: Comparison, request: CompareRequest, width: i
 def _gates(comparison: Comparison, request: CompareRequest, console: Console) -> bool:
     """Whether a gate was not met; says which."""
     missed = False
-    for at in comparison.tuned:
-        path = comparison.columns[at].source
-        scores: Any = comparison.scores[at] if comparison.scores else None
+    for at in comparison.tuned if request.fail_under is not None or request.fail_if_worse else ():
+        path, scores = comparison.columns[at].source, comparison.scores[at]
+        verdict = comparison.differences[at - 1].verdict
+        if verdict == "too few rows":
+            console.warn(f"the gates for {path} go by {scores.rows} rows, which are too few to tell; take more of them")
         if request.fail_under is not None and scores.means[scores.headline] < request.fail_under:
             console.note(f"llama2tut: gate not met: {path} has {scores.headline} "
-                         f"{scores.means[scores.headline]:.4g}, under {request.fail_under:g}")
+                         f"{scores.means[scores.headline]:.6g}, under {request.fail_under:g}")
             missed = True
-        if request.fail_if_worse and comparison.differences[at - 1].interval[1] < 0:
+        if request.fail_if_worse and verdict == "worse":
             console.note(f"llama2tut: gate not met: {path} is worse than the base beyond chance")
             missed = True
     return missed

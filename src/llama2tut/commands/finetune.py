@@ -18,7 +18,7 @@ from llama2tut.gpu.launch import StartRanks
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import check_precision, choose_device, ranks_to_start
 from llama2tut.tasks.examples import reading_once, request_rows, run_examples
-from llama2tut.tasks.metrics import metric_of
+from llama2tut.tasks.metrics import check_references, metric_of
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task, recipe_name
@@ -54,6 +54,8 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     rows = None
     if task and request.data:
         rows = faults.attempt(request_rows, request)
+    if task and rows:
+        faults.attempt(check_references, task, rows.validation, f"{rows.source}, validation")
     if request.eval_generate and metric_of(task) is None:
         faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
     base_model = resolve_last(model, faults)

@@ -126,16 +126,17 @@ def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Ite
     """One object a row, in input order however the batches were made up."""
     from llama2tut.tasks.metrics import metric_of, score
 
-    waiting: dict[int, str] = {}
+    waiting: dict[int, tuple[str, bool]] = {}
     at = first
-    for index, text, _ in answers:
-        waiting[first + index] = text
+    for index, text, _, cut in answers:
+        waiting[first + index] = (text, cut)
         while at in waiting:
-            record: dict[str, Any] = {"prompt": config.prompts[at], "completion": waiting.pop(at)}
+            completion, cut_off = waiting.pop(at)
+            record: dict[str, Any] = {"prompt": config.prompts[at], "completion": completion, "cut": cut_off}
             if config.task and config.rows:
                 record["reference"] = config.rows[at][config.task.reference]
                 if metric_of(config.task):
-                    scores = score(config.task, [record["completion"]], [record["reference"]], seed=0)
+                    scores = score(config.task, [record["completion"]], [record["reference"]])
                     record |= {name: values[0] for name, values in scores.per_row.items()}
             yield record
             at += 1

@@ -174,7 +174,7 @@ class CompareRequest:
                                        group="Answers")
     cache: bool = flag(True, "take answers of earlier runs by the same weights to the same prompts, and keep new ones",
                        group="Answers")
-    seed: int = flag(42, "of the bootstrap", least=0, most=2**32 - 1, group="Answers")
+    seed: int = flag(42, "of the intervals of graded scores", least=0, most=2**32 - 1, group="Answers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ class Models:
                 name: str) -> Answers:
         """Answers to all prompts; tokens and seconds are those that they took when they were given."""
         kept = self.kept(adapter, vars(sampling))
-        unknown = [tuple(prompt) for prompt in prompts if not kept.get(prompt)]
+        unknown = [tuple(prompt) for prompt in prompts if "cut" not in (kept.get(prompt) or ())]
         missing = [list(prompt) for prompt in dict.fromkeys(unknown)]
         if known := len(prompts) - len(unknown):
             self._console.note(f"{name}: {known:,} of {len(prompts):,} answers are those of an earlier run; --no-cache "
@@ -126,13 +126,13 @@ class Models:
             generator, place = self.loaded(adapter)
             before = time.perf_counter()
             found = generator.iter_answers(missing, adapter=place, sampling=sampling, batch_size=batch_size)
-            for done, (index, text, tokens) in enumerate(found, 1):
+            for done, (index, text, tokens, cut) in enumerate(found, 1):
                 now = time.perf_counter()
-                kept.add(missing[index], text=text, tokens=tokens, seconds=now - before)
+                kept.add(missing[index], text=text, cut=cut, tokens=tokens, seconds=now - before)
                 before = now
                 self._console.progress(f"{name}: {done:,}/{len(missing):,} answers", last=done == len(missing))
         said = [kept.get(prompt) or {} for prompt in prompts]
-        return Answers([one["text"] for one in said], sum(one["tokens"] for one in said),
+        return Answers([one["text"] for one in said], [one["cut"] for one in said], sum(one["tokens"] for one in said),
                        sum(one["seconds"] for one in said))
 
     def loaded(self, adapter: int | None) -> tuple[Generator, int | None]:

@@ -13,6 +13,7 @@ from llama2tut.inference.groups import own_groups
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
+from llama2tut.tasks.metrics import check_references
 from llama2tut.tasks.readers import cell_text
 from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.sources import split_of
@@ -102,6 +103,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
         notes += (*task.notes, *(found.notes if found else ()))
+        faults.attempt(check_references, task, rows, f"{source}, {request.split}")
         if found and not rows:
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     elif shots:

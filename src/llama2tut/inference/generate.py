@@ -29,9 +29,17 @@ _TOO_LONG = ("one prompt at a time runs out of GPU memory: use --quantization 4b
 
 @dataclass(frozen=True)
 class Answers:
-    """All prompts' answers in the order of the prompts, how many tokens they took (eos too), and how many seconds."""
+    """All prompts' answers in the order of the prompts.
+
+    Attributes:
+        texts: without special tokens.
+        cut: whether each was cut off at the longest length, before the model ended it.
+        new_tokens: of all of them, ends too.
+        seconds: that they took.
+    """
 
     texts: list[str]
+    cut: list[bool]
     new_tokens: int
     seconds: float
 
@@ -69,18 +77,18 @@ class Generator:
         The other arguments and what is raised: as for `iter_answers`.
         """
         started = time.perf_counter()
-        texts, total = [""] * len(prompts), 0
+        texts, ends, total = [""] * len(prompts), [False] * len(prompts), 0
         found = self.iter_answers(prompts, adapter=adapter, sampling=sampling, batch_size=batch_size)
-        for done, (index, text, new_tokens) in enumerate(found, 1):
-            texts[index] = text
+        for done, (index, text, new_tokens, cut) in enumerate(found, 1):
+            texts[index], ends[index] = text, cut
             total += new_tokens
             if progress:
                 progress(done)
-        return Answers(texts, total, time.perf_counter() - started)
+        return Answers(texts, ends, total, time.perf_counter() - started)
 
     def iter_answers(self, prompts: Sequence[list[int]], *, adapter: int | None, sampling: Sampling = _GREEDY,
-                     batch_size: int | None = None, first_row: int = 0) -> Iterator[tuple[int, str, int]]:
-        """(index, text without special tokens, new tokens) of each prompt, as batches finish.
+                     batch_size: int | None = None, first_row: int = 0) -> Iterator[tuple[int, str, int, bool]]:
+        """(index, text without special tokens, new tokens, whether it was cut off) of each prompt, as batches finish.
 
         Prompts are sorted within windows of a few batches, so that answers come roughly in order.
 
@@ -123,7 +131,8 @@ class Generator:
                 continue
             todo = todo[len(rows):]
             for row, ids in zip(rows, tokens, strict=True):
-                yield row, self.tokenizer.decode(ids, skip_special_tokens=True), len(ids)
+                cut = len(ids) == sampling.max_new_tokens and ids[-1] not in self._eos
+                yield row, self.tokenizer.decode(ids, skip_special_tokens=True), len(ids), cut
 
     def stream(self, prompt: list[int], *, adapter: int | None, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """One prompt's answer in pieces, as they come; together they are its text.

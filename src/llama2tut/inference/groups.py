@@ -13,7 +13,7 @@ from statistics import mean, median
 
 from llama2tut.errors import UsageError
 from llama2tut.tasks.metrics import Metric
-from llama2tut.tasks.task import Task
+from llama2tut.tasks.task import Task, arithmetic_answer
 
 _OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 _EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (-?)")
@@ -44,7 +44,7 @@ class Group:
 
 def own_groups(task: Task) -> tuple[str, ...]:
     """What can be worked out for a task's rows without a column for it."""
-    if {"instruction", "output"} <= set(task.columns) and task.metric == "exact_match":
+    if {"instruction", "output"} <= set(task.columns) and task.extract is arithmetic_answer:
         return ("operation", "carries", "digits", "largest_operand", "result", "wording")
     return ("length",) if task.shorten else ()
 

@@ -7,7 +7,8 @@ from math import isfinite
 from typing import Any, Literal
 
 from llama2tut.inference.groups import Group, group_rows
-from llama2tut.tasks.metrics import METRICS, Difference, Metric, Outcome, Scores
+from llama2tut.inference.significance import Difference, Interval, difference, interval
+from llama2tut.tasks.metrics import METRICS, Metric, Outcome, Scores
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ComparedRow:
         reference: the answer hoped for, or None where there is none.
         answers: one a column.
         values: the headline score of each answer, or None.
+        cut: whether each answer was cut off at the longest length.
         groups: property -> value, of the groups of rows that it belongs to.
     """
 
@@ -41,6 +43,7 @@ class ComparedRow:
     reference: str | None
     answers: tuple[str, ...]
     values: tuple[float | None, ...]
+    cut: tuple[bool, ...]
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,23 +56,22 @@ class Comparison:
         columns: the base model first.
         rows: in the order of the data.
         scores: one a column; empty where nothing was scored.
-        differences: one a column but the first: its headline score minus the base model's; empty where nothing was
-            scored.
         tokens_per_second: new tokens a second in each column.
         settings: how the answers were made: split, data, quantization, precision, versions, ….
         recipe: how the first adapter was trained; may be empty.
         picture: that run's loss.png; may be empty.
+        seed: of the intervals that are drawn.
     """
 
     task: str | None
     columns: tuple[Column, ...]
     rows: tuple[ComparedRow, ...]
     scores: tuple[Scores, ...]
-    differences: tuple[Difference, ...]
     tokens_per_second: tuple[float, ...]
     settings: Mapping[str, Any]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     picture: bytes = b""
+    seed: int = 42
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,6 +98,34 @@ class Comparison:
         return METRICS[self.scores[0].metric] if self.scores else None
 
     @cached_property
+    def intervals(self) -> tuple[dict[str, Interval | None], ...]:
+        """One a column: each score's 95 % interval, None where rows are too few for one."""
+        metric = self.metric
+        return tuple({name: interval(values, top=metric.top, graded=metric.graded, seed=self.seed)
+                      for name, values in scores.per_row.items()} for scores in self.scores) if metric else ()
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """Each column but the first against the base model, in the headline score; empty where nothing was scored."""
+        return tuple(self._difference(at, 0) for at in range(1, len(self.scores)))
+
+    @cached_property
+    def between(self) -> tuple[Difference, ...]:
+        """Each column but the first against each that stands between it and the base model."""
+        return tuple(self._difference(at, before) for at in range(2, len(self.scores)) for before in range(1, at))
+
+    def _difference(self, at: int, before: int) -> Difference:
+        (column, values), (against, others) = ((self.names[place], self.scores[place].headline_values)
+                                               for place in (at, before))
+        metric = METRICS[self.scores[at].metric]
+        return difference(column, values, against, others, top=metric.top, graded=metric.graded, seed=self.seed)
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """How many answers of each column were cut off at the longest length."""
+        return tuple(sum(row.cut[at] for row in self.rows) for at in range(len(self.columns)))
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups of rows, those first that cost the first adapter most; empty where nothing was scored."""
         values = [[value for value in row.values if value is not None] for row in self.rows]
@@ -118,6 +148,7 @@ class Comparison:
                 rows[-1]["groups"] = row.groups
             if headline:
                 rows[-1] |= {f"{name}_{headline}": value for name, value in zip(names, row.values, strict=True)}
+            rows[-1]["cut"] = [name for name, cut in zip(names, row.cut, strict=True) if cut]
         return as_json({  # type: ignore[no-any-return]
             "task": self.task,
             "model": self.model,
@@ -125,14 +156,20 @@ class Comparison:
             "columns": [vars(column) for column in self.columns],
             "rows": rows,
             "scores": {name: {"metric": scores.metric, "rows": scores.rows, **scores.means,
-                              "intervals": scores.intervals}
-                       for name, scores in zip(names, self.scores, strict=False)},
-            "differences": {name: {"metric": headline, "mean": difference.mean, "interval": difference.interval}
-                            for name, difference in zip(names[1:], self.differences, strict=False)},
+                              "intervals": {key: ends or (None, None) for key, ends in bounds.items()}}
+                       for name, scores, bounds in zip(names, self.scores, self.intervals, strict=False)},
+            "differences": {it.column: {"metric": headline, **_told(it)} for it in self.differences},
+            "between": [{"column": it.column, "against": it.against, "metric": headline, **_told(it)}
+                        for it in self.between],
+            "cut": dict(zip(names, self.cut, strict=True)),
             "groups": [asdict(group) | {"means": dict(zip(names, group.means, strict=True))} for group in self.groups],
             "tokens_per_s": dict(zip(names, self.tokens_per_second, strict=True)),
             "settings": self.settings,
         })
+
+
+def _told(it: Difference) -> dict[str, Any]:
+    return {"mean": it.mean, "interval": it.interval or (None, None), "p": it.p, "verdict": it.verdict}
 
 
 def as_json(value: Any) -> Any:

@@ -55,7 +55,7 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
     needed = estimate(base_model, request, config.precision, config.quantization,
                       gradient_checkpointing=config.gradient_checkpointing)
     lines.append(_memory_line(config, needed))
-    return visible("\n".join(lines)) + "\n"
+    return visible("\n".join(lines).replace("\r", "\\r")) + "\n"
 
 
 def lengths(examples: Iterable[Any]) -> str:

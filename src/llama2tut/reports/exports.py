@@ -10,7 +10,7 @@ from llama2tut.reports.wording import select
 
 
 def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = False) -> str:
-    """Every row as csv: prompt, reference, the answers, each answer's headline score, and the groups it belongs to.
+    """Every row as csv: prompt, reference, answers, their headline scores, which were cut off, and the row's groups.
 
     Args:
         spreadsheet_safe: an apostrophe before cells that a spreadsheet would run as a formula.
@@ -22,11 +22,12 @@ def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = F
     by = dict.fromkeys(name for row in comparison.rows for name in row.groups)
     out = io.StringIO()
     csv_format.writer(out, lineterminator="\n").writerow(
-        ["prompt", "reference", *comparison.names, *scored, *(f"by_{name}" for name in by)])
+        ["prompt", "reference", *comparison.names, *scored, "cut", *(f"by_{name}" for name in by)])
     # All text in quotes: Python 3.11 leaves a bare carriage return unquoted otherwise, and readers break the row there.
     writer = csv_format.writer(out, lineterminator="\n", quoting=csv_format.QUOTE_NONNUMERIC)
     for _, row in select(comparison, show):
-        writer.writerow([*map(cell, (row.prompt, row.reference, *row.answers)), *(row.values if scored else ()),
+        cut = " ".join(name for name, cut in zip(comparison.names, row.cut, strict=True) if cut)
+        writer.writerow([*map(cell, (row.prompt, row.reference, *row.answers)), *(row.values if scored else ()), cut,
                          *(cell(row.groups.get(name)) for name in by)])
     return out.getvalue().encode("utf-8", "replace").decode()
 

@@ -67,12 +67,13 @@ def _panels(comparison: Comparison) -> Iterator[str]:
     metric, columns = comparison.metric, list(zip(comparison.names, comparison.scores, strict=False))
     for key, label in metric.labels.items() if metric else ():
         assert metric is not None
-        ends = [scores.intervals[key] for _, scores in columns]
-        scale = max(10.0, -(-max(high for _, high in ends) // 10) * 10) if metric.graded else metric.top
+        ends = [(scores.means[key], *(bounds[key] or ())) for (_, scores), bounds in
+                zip(columns, comparison.intervals, strict=True)]
+        scale = max(10.0, -(-max(map(max, ends)) // 10) * 10) if metric.graded else metric.top
         yield f'<div class="panel"><h3>{label}</h3>' + "".join(
-            _bar(name, number(metric, key, scores.means[key]), interval(metric, scores.intervals[key]),
-                 [100 * value / scale for value in (scores.means[key], *scores.intervals[key])])
-            for name, scores in columns) + "</div>"
+            _bar(name, number(metric, key, scores.means[key]), interval(metric, bounds[key]),
+                 [100 * value / scale for value in values])
+            for (name, scores), bounds, values in zip(columns, comparison.intervals, ends, strict=True)) + "</div>"
     words = {name: f"{scores.means['words']:.1f} words, " for name, scores in columns if "words" in scores.means}
     yield f'<div class="panel"><h3>{"length and " if words else ""}speed of answers</h3>' + "".join(
         f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed:,.1f} tokens/s</small></div>'
@@ -102,10 +103,11 @@ def _groups(comparison: Comparison) -> str:
 
 
 def _bar(name: str, mean: str, bounds: str, ends: Sequence[float]) -> str:
-    at, low, high = ends
+    at, *bounded = ends
+    low, high = bounded or (at, at)
     reach = "".join(f'<line class="reach" x1="{x1:.2f}%" x2="{x2:.2f}%" y1="{8 - half}" y2="{8 + half}"/>'
-                    for x1, x2, half in ((low, high, 0), (low, low, 4), (high, high, 4)))
-    return (f'<div class="score {name}"><span>{name}</span><span><b>{mean}</b> <small>({bounds})</small></span>'
+                    for x1, x2, half in ((low, high, 0), (low, low, 4), (high, high, 4)) if bounded)
+    return (f'<div class="score {name}"><span>{name}</span><span><b>{mean}</b> <small>{bounds}</small></span>'
             '<svg class="bar" width="100%" height="16" aria-hidden="true">'
             '<rect class="track" y="5" width="100%" height="6" rx="3"/>'
             f'<rect class="fill" y="5" width="{at:.2f}%" height="6" rx="3"/>{reach}</svg></div>')

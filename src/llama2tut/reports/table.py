@@ -14,9 +14,18 @@ from rich.text import Text
 
 from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.reports.wording import facts, grade, group_notes, group_table, score_rows, select, verdicts
+from llama2tut.reports.wording import (
+    facts,
+    grade,
+    group_notes,
+    group_table,
+    intervals_note,
+    score_rows,
+    select,
+    verdicts,
+)
 
-_CELL_LINES = 12
+_CELL_LINES = 16
 _NARROWEST_COLUMN = 11
 _STYLES = {"right": "green", "better": "green", "wrong": "red", "worse": "red", "same": "dim", "dim": "dim", "": ""}
 
@@ -38,7 +47,7 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
                         legacy_windows=False)
     *about, (_, made) = facts(comparison)
     note = "; ".join(filter(None, (f"{len(rows)} of {len(comparison.rows)} rows shown",
-                                   "in brackets 95 % bootstrap intervals" if comparison.metric else "", made)))
+                                   intervals_note(comparison), made)))
     head = Table.grid(padding=(0, 2))
     for name, text in about:
         head.add_row(name, _text(text, ascii))

@@ -1,8 +1,8 @@
 """The words that every form of a comparison shares: labels, verdicts, grades and the rows of the score table."""
 
-from itertools import zip_longest
 
 from llama2tut.errors import UsageError
+from llama2tut.inference.significance import Interval
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import METRICS, Metric
 
@@ -51,37 +51,44 @@ def label(metric: Metric, score: str) -> str:
     return {**metric.labels, "words": "words"}[score]
 
 
+def points(value: float, top: float = 100, sign: str = "") -> str:
+    """A score or difference on a scale to 100, with as many decimals as it takes not to look like none or all."""
+    scaled = 100 * value / top
+    for decimals in range(1, 7):
+        shown = f"{scaled:{sign}.{decimals}f}"
+        if abs(float(shown)) not in (0, 100) or abs(scaled - float(shown)) < 1e-7:
+            break
+    return shown if float(shown) else f"{0:{sign}.1f}"
+
+
 def number(metric: Metric, score: str, value: float) -> str:
     """A mean as people read it: shares in per cent, the others as they are."""
-    return f"{100 * value:.1f} %" if metric.top == 1 and score in metric.labels else f"{value:.1f}"
+    return f"{points(value, metric.top)}{' %' * (metric.top == 1)}" if score in metric.labels else f"{value:.1f}"
 
 
-def interval(metric: Metric, bounds: tuple[float, float], sign: str = "") -> str:
-    """Both ends of an interval in the unit of `number`."""
-    low, high = (100 * end / metric.top for end in bounds)
-    return f"{low:{sign}.1f} to {high:{sign}.1f}"
+def interval(metric: Metric, bounds: Interval | None, sign: str = "") -> str:
+    """Both ends of an interval in the unit of `number`, in brackets; nothing where there is none."""
+    return f" ({' to '.join(points(end, metric.top, sign) for end in bounds)})" if bounds else ""
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence a further column about its difference to the base model."""
+    """One sentence a difference: of each further column to the base model, and to those between."""
     metric, said = comparison.metric, []
-    for column, it in zip(comparison.names[1:], comparison.differences, strict=False):
+    for it in (*comparison.differences, *comparison.between):
         assert metric is not None
-        points = f"{metric.label} {100 * it.mean / metric.top:+.1f} points"
-        gain = "better" if it.interval[0] > 0 else "worse" if it.interval[1] < 0 else "no difference"
-        said.append(f"{column} against base: {points} ({interval(metric, it.interval, '+')}), {gain} beyond chance")
+        gain = "too few rows to tell" if it.verdict == "too few rows" else f"{it.verdict} beyond chance"
+        said.append(f"{it.column} against {it.against}: {metric.label} {points(it.mean, metric.top, '+')} points"
+                    f"{interval(metric, it.interval, '+')}, {gain}")
     return said
 
 
 def grade(comparison: Comparison, row: ComparedRow, at: int) -> tuple[str, str]:
     """How one answer did, and the outcome's name, or `dim` for a base score that others are held against."""
     metric, outcome, value = comparison.metric, comparison.outcome(row, at), row.values[at]
-    if metric is None or value is None:
-        return "", ""
-    if not metric.graded:
-        return _WORDS[str(outcome)], str(outcome)
-    said = f"{metric.label} {value:.1f}"
-    return (f"{said}, {outcome}", str(outcome)) if outcome else (said, "dim")
+    said: list[str] = []
+    if metric and value is not None:
+        said = [_WORDS[str(outcome)]] if not metric.graded else [f"{metric.label} {points(value)}", outcome or ""]
+    return ", ".join(filter(None, [*said, "cut off" if row.cut[at] else ""])), outcome or "dim"
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -93,16 +100,15 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def score_rows(comparison: Comparison) -> list[list[str]]:
-    """Header and one row a column of answers: its name, each score with its 95 % interval, rows, tokens/s."""
-    keys = list(comparison.scores[0].means) if comparison.scores else []
-    metric = comparison.metric
-    rows = [["", *(label(metric, key) for key in keys if metric), "rows", "tokens/s"]]
-    for column, scores, speed in zip_longest(comparison.names, comparison.scores, comparison.tokens_per_second):
-        cells = []
-        if metric:
-            bounds = {key: f" ({interval(metric, ends)})" for key, ends in scores.intervals.items()}
-            cells = [number(metric, key, scores.means[key]) + bounds.get(key, "") for key in keys]
-        rows.append([column, *cells, str(len(comparison.rows)), f"{speed:,.1f}"])
+    """Header and one row a column of answers: each score with its 95 % interval, answers cut off, rows, tokens/s."""
+    metric, cut = comparison.metric, any(comparison.cut)
+    keys = list(comparison.scores[0].means) if metric else []
+    rows = [["", *(label(metric, key) for key in keys if metric), *["cut off"] * cut, "rows", "tokens/s"]]
+    for at, (column, speed) in enumerate(zip(comparison.names, comparison.tokens_per_second, strict=True)):
+        cells = [number(metric, key, comparison.scores[at].means[key])
+                 + interval(metric, comparison.intervals[at].get(key)) for key in keys if metric]
+        cells += [f"{comparison.cut[at]:,}"] * cut
+        rows.append([column, *cells, f"{len(comparison.rows):,}", f"{speed:,.1f}"])
     return rows
 
 
@@ -114,7 +120,7 @@ def group_table(comparison: Comparison) -> list[list[str]]:
     rows = [["rows with", comparison.names[0], comparison.names[judged], "rows", "loses", ""]]
     for group in comparison.groups[:_GROUPS]:
         filled = round(_BAR * group.means[judged] / metric.top)
-        lost = f"{'! ' if group.worse else ''}{100 * group.loss / metric.top:.1f}"
+        lost = f"{'! ' if group.worse else ''}{points(group.loss, metric.top)}"
         rows.append([_shorter(f"{group.by} {group.value}"),
                      *(number(metric, metric.headline, group.means[at]) for at in (0, judged)), f"{group.rows:,}", lost,
                      "█" * filled + "░" * (_BAR - filled)])
@@ -135,3 +141,10 @@ def group_notes(comparison: Comparison) -> list[str]:
 def _shorter(text: str, most: int = 34) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most - 1]}…"
+
+def intervals_note(comparison: Comparison) -> str:
+    """What stands in brackets behind the scores."""
+    if not comparison.metric:
+        return ""
+    bounds = [ends for column in comparison.intervals for ends in column.values()]
+    return "in brackets 95 % intervals" if all(bounds) else f"too few rows for intervals of {comparison.metric.label}"

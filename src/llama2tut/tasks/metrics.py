@@ -1,7 +1,7 @@
 """The table of metrics, and answers scored by one of them.
 
     >>> from llama2tut.tasks.task import ARITHMETIC
-    >>> score(ARITHMETIC, ["19 - 59 = -40", "5"], ["-40", "7"], seed=42).means
+    >>> score(ARITHMETIC, ["19 - 59 = -40", "5"], ["-40", "7"]).means
     {'exact_match': 0.5}
 
 To add a metric, add an entry to `METRICS`: gates, tables, pages, cards, pictures and task files read all of it there.
@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llama2tut.errors import DataError
+from llama2tut.tasks.readers import numbered
 from llama2tut.tasks.task import Task
 
-_DRAWS_AT_ONCE = 2_000_000  # row numbers in memory at a time: 16 MB
 Outcome = Literal["right", "wrong", "better", "same", "worse"]
 
 
@@ -121,27 +122,22 @@ class Scores:
         rows: how many answers were scored.
         per_row: the metric's scores -> one value a row.
         means: the same names -> mean over rows; for a graded metric also `words`, the mean length of an answer.
-        intervals: the names of `per_row` -> (low, high) of the mean's 95 % bootstrap interval.
     """
 
     metric: str
     rows: int
     per_row: dict[str, tuple[float, ...]]
     means: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
 
     @property
     def headline(self) -> str:
         """The name of the score that gates and differences go by."""
         return METRICS[self.metric].headline
 
-
-@dataclass(frozen=True)
-class Difference:
-    """Tuned minus base in the mean of one score, with its 95 % interval (low, high) over the same rows."""
-
-    mean: float
-    interval: tuple[float, float]
+    @property
+    def headline_values(self) -> tuple[float, ...]:
+        """That score of each row."""
+        return self.per_row[self.headline]
 
 
 def metric_of(task: Task | None) -> Metric | None:
@@ -149,7 +145,7 @@ def metric_of(task: Task | None) -> Metric | None:
     return METRICS.get(task.metric) if task else None
 
 
-def score(task: Task, completions: Sequence[str], references: Sequence[str], seed: int) -> Scores:
+def score(task: Task, completions: Sequence[str], references: Sequence[str]) -> Scores:
     """Scores of what the task extracts from `completions`, each against the reference of the same row.
 
     Raises:
@@ -159,47 +155,35 @@ def score(task: Task, completions: Sequence[str], references: Sequence[str], see
     if metric is None or not completions or len(completions) != len(references):
         raise ValueError(f"{len(completions)} completions cannot be scored against {len(references)} references by "
                          f"{task.metric}")
-    pairs = zip(completions, references, strict=True)
-    answers = [task.extract(completion, reference) or "" for completion, reference in pairs]
-    per_row = metric.values(answers, [reference.strip() for reference in references])
+    answers = [task.extract(completion) or "" for completion in completions]
+    per_row = metric.values(answers, [_wanted(task, reference) for reference in references])
     lengths = {"words": sum(len(answer.split()) for answer in answers) / len(answers)} if metric.graded else {}
     return Scores(
         metric=task.metric,
         rows=len(completions),
         per_row=per_row,
         means={name: sum(values) / len(values) for name, values in per_row.items()} | lengths,
-        intervals={name: bootstrap_interval(values, seed) for name, values in per_row.items()},
     )
 
 
-def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = 1000) -> tuple[float, float]:
-    """The 95 % percentile interval (low, high) of the mean of `values` over resampled rows; same seed, same interval.
-
-    Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
-
-    Raises:
-        ValueError: there are no values.
-    """
-    import numpy as np
-
-    if not values:
-        raise ValueError("there is no interval for the mean of no values")
-    rng, sample = np.random.default_rng(seed), np.asarray(values, dtype=np.float64)
-    at_once = max(1, _DRAWS_AT_ONCE // len(sample))
-    means = [
-        sample[rng.integers(len(sample), size=(min(at_once, resamples - done), len(sample)))].mean(axis=1)
-        for done in range(0, resamples, at_once)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+def _wanted(task: Task, reference: str) -> str:
+    return task.extract(reference) or reference.strip()
 
 
-def paired_difference(base_values: Sequence[float], tuned_values: Sequence[float], seed: int) -> Difference:
-    """How much better the tuned model's values are than the base model's, row by row on the same rows.
+def check_references(task: Task, rows: Sequence[Mapping[str, str]], source: str) -> None:
+    """Refuse rows whose own reference, given as an answer, would score nothing.
+
+    A reference in which nothing is found is taken whole, which is right where the row's target holds it in the form
+    that the task reads.
 
     Raises:
-        ValueError: there are no rows, or the two do not have the same number.
+        DataError: there are such rows; the first ones are named.
     """
-    gains = [tuned - base for base, tuned in zip(base_values, tuned_values, strict=True)]
-    interval = bootstrap_interval(gains, seed)
-    return Difference(mean=sum(gains) / len(gains), interval=interval)
+    if metric_of(task) is None:
+        return
+    lost = [number for number, row in enumerate(rows, 1) if not task.extract(row[task.reference])
+            and task.extract(row[task.target]) != row[task.reference].strip()]
+    if lost:
+        raise DataError(f"{source}: column {task.reference!r}: in {numbered(lost)} of {len(rows):,} nothing is found "
+                        f"to compare ({rows[lost[0] - 1][task.reference][:60]!r}), so that no answer could score; mend "
+                        "them, or the task's `extract`")

@@ -4,7 +4,7 @@ To change what the model is asked, change `prompt` below; training and inference
 
     >>> ARITHMETIC.render({"instruction": "What is 19-59?"})
     'Calculate the following expression:\\nWhat is 19-59?\\n---\\nAnswer:\\n'
-    >>> ARITHMETIC.extract("19 - 59 = -40\\nand more", "-40")
+    >>> ARITHMETIC.extract("19 - 59 = -40\\nand more")
     '-40'
 """
 
@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from unicodedata import decimal
 
-Extractor = Callable[[str, str], str | None]
+Extractor = Callable[[str], str | None]
 _PLACEHOLDER = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
 
 
@@ -45,7 +46,7 @@ class Task:
         target: the column that is trained on, after the prompt and before eos.
         reference: the column that answers are scored against.
         metric: how answers are scored: a name in `metrics.METRICS`, or `none`.
-        extract: (completion, reference) -> the part of the completion that is compared, or None.
+        extract: answer or reference -> the part of it that is compared, or None.
         shorten: the column cut at its front when a row is longer than the context, or None.
         max_new_tokens: how long an answer may get, in tokens.
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
@@ -135,21 +136,32 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def arithmetic_answer(completion: str, reference: str) -> str | None:
-    """The number in an arithmetic answer: on its first line, after the last `=`, the first integer.
+# Digits, those of thousands apart or not: 1234, 1,234, 1 234.
+_NUMBER = r"([-+−–‐‑‒﹣－＋]?)\s*(\d{1,3}(?:([,'’ \u00a0\u2009\u202f])\d{3})(?:\3\d{3})*|\d+)"
+_WHOLE = re.compile(rf"{_NUMBER}(?:\s*[Rr]\s*(\d+))?[.。]?")
 
-    A remainder (`4 R 3`) or `undefined` is read only where the reference has one.
+
+def arithmetic_answer(text: str) -> str | None:
+    """The number that an arithmetic answer gives: all of its first line, or all that is behind the last `=` there.
+
+    One whole number, its sign in any form, thousands set apart or not, a remainder (`4 R 3`) or `undefined` in its
+    place, and a full stop: anything else beside it, and there is no answer.
     """
-    text = completion.strip().split("\n", 1)[0].rsplit("=", 1)[-1]
-    if reference == "undefined":
-        return "undefined" if "undefined" in text else None
-    match = re.search(r"-?\d+(?: R \d+)?" if " R " in reference else r"-?\d+", text)
-    return match[0] if match else None
+    said = re.split("[=＝]", text.strip().split("\n", 1)[0])[-1].strip()
+    if said.lower().rstrip(".。") == "undefined":
+        return "undefined"
+    match = _WHOLE.fullmatch(said)
+    if match is None:
+        return None
+    number, remainder = (("".join(str(decimal(char)) for char in part or "" if char.isdecimal()).lstrip("0") or "0")
+                         for part in match.group(2, 4))
+    sign = "-" * (match[1] not in ("", "+", "＋") and number != "0")
+    return f"{sign}{number}" + (f" R {remainder}" if match[4] else "")
 
 
-def whole_answer(completion: str, reference: str) -> str:
-    """The completion without surrounding white space."""
-    return completion.strip()
+def whole_answer(text: str) -> str:
+    """The text without surrounding white space."""
+    return text.strip()
 
 
 ARITHMETIC = Task(

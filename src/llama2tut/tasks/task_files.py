@@ -4,7 +4,7 @@
     target: french            # the column that is trained on
     reference: french         # the column that answers are scored against [target]
     metric: rouge             # how answers are scored: a name in `metrics.METRICS`, or none [the first there]
-    extract: '"(.*)"'         # what of an answer is compared: this pattern's group, or all it matches [the whole]
+    extract: '"(.*)"'         # of answers and references, its group or all it matches is compared [the whole]
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
@@ -190,8 +190,8 @@ def _pattern_extractor(pattern: str) -> Extractor:
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"the pattern does not compile ({error})") from None
 
-    def extract(completion: str, reference: str) -> str | None:
-        match = compiled.search(completion)
+    def extract(text: str) -> str | None:
+        match = compiled.search(text)
         groups = (match.groups() or (match[0],)) if match else ()
         return next((group.strip() for group in groups if group is not None), None)
 

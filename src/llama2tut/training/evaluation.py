@@ -126,7 +126,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
             base.set_attn_implementation(attention)
             model.train(was_training)
         texts = ranks.together(answers.texts)
-        found = score(task, texts, [row[task.reference] for row in chosen], seed=config.request.seed)
+        found = score(task, texts, [row[task.reference] for row in chosen])
         return {f"eval_{name}": found.means[name] for name in found.per_row}
 
     return scores
