@@ -55,6 +55,12 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; PyTorch has a class of its own for that on a GPU only."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or "can't allocate memory" in str(error))
+
+
 class Faults(list[str]):
     """What is wrong with a request, gathered so that all of it is said at once."""
 

@@ -38,3 +38,32 @@ def test_a_cpu_has_bf16_where_it_has_a_unit_for_it(monkeypatch, unit):
     assert not device.cpu_has_bf16()
     monkeypatch.setattr(torch.cpu, unit, lambda: True)
     assert device.cpu_has_bf16()
+
+
+MEMINFO = "MemTotal: 33554432 kB\nMemAvailable: 20971520 kB\n"  # 20 GiB can still be had
+
+
+def group(folder, limit, used, cache, version):
+    """A control group with a limit; `cache` of what is used can be given back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current", "inactive_file") if version == 2 else (
+        "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for name, value in zip(names, (limit, used), strict=False):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cache}\n")
+
+
+@pytest.mark.parametrize(("line", "folder", "version"), [
+    ("0::/", "sys/fs/cgroup", 2), ("0::/a/b", "sys/fs/cgroup/a/b", 2), ("0::/a/b", "sys/fs/cgroup/a", 2),
+    ("0::/host/path", "sys/fs/cgroup", 2), ("4:memory:/a", "sys/fs/cgroup/memory/a", 1),
+    ("4:memory:/host/path", "sys/fs/cgroup/memory", 1)])
+def test_a_limit_on_the_process_s_group_or_one_above_it_counts(tmp_path, line, folder, version):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(MEMINFO)
+    assert device.free_memory_gib(tmp_path) == 20
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpu:/x\n{line}\n")
+    assert device.free_memory_gib(tmp_path) == 20
+    group(tmp_path / folder, 8 * 2**30, 3 * 2**30, 2**30, version)
+    assert device.free_memory_gib(tmp_path) == 6
+    group(tmp_path / folder, "max" if version == 2 else 2**63 - 4096, 3 * 2**30, 2**30, version)
+    assert device.free_memory_gib(tmp_path) == 20

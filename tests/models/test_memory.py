@@ -7,7 +7,7 @@ import pytest
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.memory import advice, estimate
-from shapes import LLAMA_2_7B, QV
+from shapes import LLAMA_2_7B, QV, SMOLLM2
 
 REQUEST = FinetuneRequest(task="samsum", compile=True)
 TUTORIAL = {**QV, "context_length": 4096, "lora_dropout": 0.05, "compile": False}
@@ -40,6 +40,30 @@ def test_within_a_tenth_of_the_measured_peak(lora, length, gradient_checkpointin
     request = dataclasses.replace(REQUEST, context_length=length, **lora)
     found = estimate(LLAMA_2_7B, request, "bf16", "4bit", gradient_checkpointing=gradient_checkpointing).total
     assert found == pytest.approx(peak, rel=0.1)
+
+
+# Peak resident memory of whole processes on a CPU (`/usr/bin/time -v`), in GiB, SmolLM2-135M in float32.
+MEASURED_ON_CPU = [
+    ({"batch_size": 16, "context_length": 40}, 2.35), ({"batch_size": 4, "context_length": 256}, 3.04),
+    ({"batch_size": 4, "context_length": 1024}, 7.91),
+]
+
+
+@pytest.mark.parametrize(("fields", "peak"), MEASURED_ON_CPU)
+def test_within_a_sixth_of_the_peak_measured_on_a_cpu(fields, peak):
+    request = FinetuneRequest(**{"task": "samsum", "packing": False, **fields})
+    found = estimate(SMOLLM2, request, "fp32", "none", gradient_checkpointing=False, device="cpu").total
+    assert found == pytest.approx(peak, rel=1 / 6)
+
+
+def test_advice_for_a_cpu_names_what_a_cpu_can_do():
+    request = FinetuneRequest(task="samsum", packing=False, batch_size=4, context_length=1024)
+    needed = estimate(SMOLLM2, request, "fp32", "none", gradient_checkpointing=False, device="cpu")
+    found = advice(SMOLLM2, request, "fp32", "none", needed.total - 0.1, gradient_checkpointing=False, device="cpu")
+    assert "--batch-size 2" in found
+    assert "--quantization" not in found
+    found = advice(SMOLLM2, request, "fp32", "none", 0.5, gradient_checkpointing=False, device="cpu")
+    assert found == "use a smaller --model, or a machine with more memory"
 
 
 def test_parameters_of_llama_2_7b():

@@ -99,18 +99,42 @@ def test_weights_and_biases_without_its_package(finetune):
     assert "pip install wandb" in outcome.err
 
 
-def test_running_out_of_gpu_memory_is_one_line_with_what_would_fit(finetune, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+                                   "OutOfMemoryError"], ids=lambda error: type(error).__name__)
+def test_running_out_of_memory_is_one_line_with_what_would_take_less(finetune, monkeypatch, error):
     import torch
 
     from llama2tut.gpu import kernels
-    from llama2tut.training import planning
 
     def no_room(model, config):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory") if isinstance(error, str) else error
 
     monkeypatch.setattr(kernels, "prepare", no_room)
-    monkeypatch.setattr(planning, "gpu_room_gib", lambda: 2.0)
     outcome = finetune()
     assert outcome.code == 2
+    assert outcome.err.count("llama2tut: error:") == 1
     assert "ran out of memory" in outcome.err
-    assert "--quantization 4bit" in outcome.err
+    assert "add --batch-size" in outcome.err
+
+
+def test_a_runtime_error_of_another_kind_is_a_defect(finetune, monkeypatch):
+    from llama2tut.gpu import kernels
+
+    def broken(model, config):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(kernels, "prepare", broken)
+    assert finetune().code == 1
+
+
+def test_a_run_that_does_not_fit_the_machine_is_refused_before_anything_is_written(finetune, monkeypatch, tmp_path):
+    from llama2tut.training import planning
+
+    monkeypatch.setattr(planning, "free_memory_gib", lambda: 0.01)
+    outcome = finetune()
+    assert (outcome.code, (tmp_path / "run").exists()) == (2, False)
+    assert "0.0 GiB are free" in outcome.err
+    assert "a machine with more memory; --ignore-memory-estimate tries it all the same" in outcome.err
+    assert "does not fit: use a smaller --model" in finetune("--dry-run").out
+    outcome = finetune("--ignore-memory-estimate")
+    assert (outcome.code, "it may run out of memory" in outcome.err) == (0, True)

@@ -32,18 +32,18 @@ def resolve(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("fields", "decoder"), [
-    ({}, "compiled and recorded"),
-    ({"quantization": "none"}, "compiled and recorded"),
-    ({"precision": "fp8"}, "compiled and recorded"),
+    ({}, "compiled, as CUDA graphs"),
+    ({"quantization": "none"}, "compiled, as CUDA graphs"),
+    ({"precision": "fp8"}, "compiled, as CUDA graphs"),
     ({"compile": False}, "as it is"),
     ({"quantization": "8bit"}, "not compiled (that needs --quantization 4bit or none)"),
     ({"precision": "fp16"}, "not compiled (that needs bf16 or fp8)"),
     ({"packing": False, "lora_dropout": 0.1}, "not compiled (that needs packed rows, --lora-dropout 0)"),
 ])
-def test_what_cannot_be_recorded_is_trained_without_and_said(resolve, fields, decoder):
+def test_what_cannot_be_captured_is_trained_without_and_said(resolve, fields, decoder):
     config, said = resolve(**fields)
     assert f"decoder {decoder}\n" in said
-    assert config.cuda_graphs == (decoder == "compiled and recorded")
+    assert config.cuda_graphs == (decoder == "compiled, as CUDA graphs")
 
 
 def test_checkpointing_comes_on_where_the_run_would_not_fit_otherwise(resolve):

@@ -22,7 +22,7 @@ from llama2tut import __version__
 from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console, Result
-from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError
+from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError, ran_out
 from llama2tut.gpu import ranks
 from llama2tut.gpu.launch import Failure, StartRanks, launch
 
@@ -112,6 +112,8 @@ def _not_ours(error: Exception) -> str | None:
     """What the machine is to blame for wherever it is met, in a line with what to do; None for a defect."""
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
         return f"the package {error.name} is not installed; run scripts/setup.sh"
+    if ran_out(error):
+        return "memory ran out; close other programs, or use a smaller --model, --batch-size or --context-length"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}; mend that, or name another"
     return None

@@ -11,7 +11,7 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
-from llama2tut.errors import Faults, MachineError, UsageError
+from llama2tut.errors import Faults, MachineError, UsageError, ran_out
 from llama2tut.files import locked, output_fault, sweep, writing
 from llama2tut.gpu import ranks
 from llama2tut.gpu.launch import StartRanks
@@ -84,14 +84,11 @@ def run(request: FinetuneRequest, console: Console) -> Result:
 
 def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Rows | None,
            console: Console) -> Result:
-    import torch
-
     from llama2tut.models.loading import load_tokenizer
-    from llama2tut.models.memory import advice
     from llama2tut.reports.card import write_report
     from llama2tut.training.engine import train
     from llama2tut.training.evaluation import answer_scorer
-    from llama2tut.training.planning import gpu_room_gib
+    from llama2tut.training.planning import changes_that_fit, check_cpu_memory, longest_row
 
     tokenizer = load_tokenizer(config.model_path)
     splits, notes = run_examples(config.request, tokenizer)  # refuses rows while nothing is lost yet
@@ -101,6 +98,9 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
                          f"{base_model.name} was made for; a lower --context-length shortens or names them")
     for note in notes:
         console.warn(note)
+    lengths = (len(example["input_ids"]) for examples in splits.values() for example in examples)
+    longest = longest_row(config.request, lengths)
+    check_cpu_memory(config, base_model, longest, console)
     first = ranks.rank() == 0  # it alone writes
     with locked(config.output_dir) if first else contextlib.nullcontext():
         resume_from = _resume_from(config, console)
@@ -111,12 +111,12 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
             score = answer_scorer(config, task, rows, tokenizer, base_model.positions, console)
         try:
             run = train(config, console, resume_from, score)
-        except torch.OutOfMemoryError:
-            planned = dataclasses.replace(config.request, compile=config.cuda_graphs)
-            changes = advice(base_model, planned, config.precision, config.quantization, gpu_room_gib(),
-                             gradient_checkpointing=config.gradient_checkpointing)
-            raise MachineError(f"the GPU ran out of memory; checkpoints are intact: {changes}; then --resume if that "
-                               "changes gradient checkpointing alone, else --force") from None
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            raise MachineError(f"{'the GPU' if config.device == 'cuda' else 'the machine'} ran out of memory; "
+                               f"checkpoints are intact: {changes_that_fit(config, base_model, longest)}; then "
+                               "--resume if that changes gradient checkpointing alone, else --force") from None
         if first:
             write_report(config, run, console)
     return Result(_next_steps(config.request))

@@ -1,9 +1,9 @@
 """Training's fast path on a GPU: the decoder's forward and backward, compiled once and replayed as CUDA graphs.
 
 A QLoRA step of a 7B model is thousands of small kernels, and a fast GPU waits for Python to launch them. All packed
-rows of a run have one shape, so the decoder (everything between token ids and final hidden states) can be recorded
-once and replayed: one launch forward, one launch backward. Recording is also the only moment at which the layers are
-compiled; whatever comes in another shape runs the plain modules.
+rows of a run have one shape, so the decoder (everything between token ids and final hidden states) can be captured
+once and replayed: one launch forward, one launch backward. The layers are compiled for the capture alone; batches of
+any other shape run the plain modules.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 # of keeping them; PyTorch forbids that by default where a result is used far apart, which at 7B and 4,096 tokens keeps
 # about 6 GiB more with every linear layer adapted, and 1 GiB more with two.
 RECOMPUTE = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
-WARM_UPS = 2  # eager passes before recording: compilation, kernel loading
+WARM_UPS = 2  # eager passes before the capture: compilation, kernel loading
 
 
 def autocast_decoder(llama: Any, dtype: Any) -> None:
@@ -40,7 +40,7 @@ def capture_decoder(llama: Any, rows: int, width: int) -> None:
         width: Tokens of a row.
 
     Raises:
-        torch.OutOfMemoryError: The recording does not fit.
+        torch.OutOfMemoryError: The graphs do not fit.
     """
     import torch
     from torch._functorch import config as functorch

@@ -1,4 +1,4 @@
-"""What makes training fit a GPU and go fast: fused kernels, autocast, gradient checkpointing, a recorded decoder."""
+"""What makes training fit a GPU and go fast: fused kernels, autocast, gradient checkpointing, CUDA graphs."""
 
 import importlib.util
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def prepare(model: Any, config: RunConfig) -> None:
     if config.device == "cpu" and config.precision == "fp32" and not config.request.lora_dropout:
         add_adapters_in_place(model)
     if config.gradient_checkpointing:
-        # Nothing random is recomputed where the decoder is recorded: there is no dropout then.
+        # Nothing random is recomputed in a CUDA graph: there is no dropout then.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={
             "use_reentrant": False, "preserve_rng_state": not config.cuda_graphs})
         base.enable_input_require_grads()

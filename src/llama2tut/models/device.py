@@ -3,6 +3,7 @@
 import glob
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -133,11 +134,31 @@ def torch_dtype(precision: str) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}[precision]
 
 
-def free_memory_gib() -> float:
-    """Memory that can still be had, in GiB: the system's, or less where a container's limit is lower."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+def free_memory_gib(root: Path = Path("/")) -> float:
+    """Memory that can still be had, in GiB: the system's, or less where a limit on this process's group is lower.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+    lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
-    return free / _GIB
+    return max(0, min([free, *_left_in_groups(root)])) / _GIB
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Bytes left under each limit of this process's control groups, version 1 or 2; file caches count as left."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        limit, used, cache = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") if controllers \
+            else ("memory.max", "memory.current", "inactive_file")
+        inside = mount / path.strip("/")  # a container may see its own group as the root
+        for group in (inside, *inside.parents):
+            if group.is_relative_to(mount) and (group / limit).is_file():
+                most, stat = (group / limit).read_text().strip(), (group / "memory.stat").read_text().split("\n")
+                caches = [int(entry.split()[1]) for entry in stat if entry.startswith(f"{cache} ")]
+                if most != "max":
+                    yield int(most) - int((group / used).read_text()) + sum(caches)

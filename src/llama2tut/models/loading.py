@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2tut.errors import MachineError, ModelError, UserError
+from llama2tut.errors import MachineError, ModelError, UserError, ran_out
 from llama2tut.models.checkpoint_files import read_json
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -34,9 +34,9 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # KeyError, AttributeError, ImportError …: whatever their parsers run into
-        kind = type(error).__name__
-        if kind in ("MemoryError", "OutOfMemoryError"):
+        if ran_out(error):
             raise
+        kind = type(error).__name__
         fault = f"{what} cannot be loaded ({kind}: {textwrap.shorten(str(error), 200, placeholder=' …')})"
         if isinstance(error, ImportError):
             raise MachineError(f"{fault}: run scripts/setup.sh") from error

@@ -1,4 +1,4 @@
-"""How much GPU memory a training run takes, told from shapes alone, and took; docs/performance.md has the peaks."""
+"""How much memory a training run takes, told from shapes alone, and took; docs/performance.md has the peaks."""
 
 import dataclasses
 import itertools
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
+from llama2tut.gpu.loss import CHUNK
 from llama2tut.models.base_models import BaseModel
 
 _GIB = 2**30
 _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scales; int8 with a scale a row
 _FP8_BYTES = {"4bit": 0.516 + 2 / 64, "none": 1.0}  # nf4's scales unpacked, too
-_ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the recording, and Adam's two moments; measured
+_ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the CUDA graph, and Adam's two moments; measured
 _WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
 _LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, float32 logits, log-probabilities
 # The peak while one layer is recomputed, in units of what its activations take; measured.
 _RECOMPUTED_LAYERS = 4.5
+# Of a CPU, measured: GiB of Python and its packages, and of the chunk of logits that the loss holds.
+_PROCESS, _LOSS_COPIES = 0.7, 4
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Estimate:
 
 
 def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, *,
-             gradient_checkpointing: bool) -> Estimate:
+             gradient_checkpointing: bool, device: str = "cuda") -> Estimate:
     """The peak of a run with these settings; `request.compile` tells whether its decoder will indeed be compiled."""
+    on_cpu = device == "cpu"
     width, layers = base_model.config["hidden_size"], base_model.config["num_hidden_layers"]
     inner = base_model.config["intermediate_size"]
     bytes_each = 4 if precision == "fp32" else 2
@@ -53,6 +57,8 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
     # What a decoder layer keeps for its backward pass, a token: nine values as wide as the model (residual stream,
     # norms, q, k, v, attention), gate and up. Compiled layers recompute the input of down_proj, others keep it.
     kept = 9 * width + 2 * inner + (inner if "mlp.down_proj" in targets and not request.compile else 0)
+    if on_cpu:  # no kernel fuses norms, rotary embedding and SwiGLU there; the gradients on their way are in it
+        kept = 13 * width + 4 * inner
     if quantization == "8bit":
         kept *= 2  # int8 products keep their inputs twice
     if request.lora_dropout:  # each adapter keeps its own dropped input, two bytes, and what was dropped, one
@@ -66,20 +72,22 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
     loaded = _WEIGHT_BYTES.get(quantization, bytes_each)
     kept_each = _FP8_BYTES[quantization] if precision == "fp8" else loaded
     logits = tokens * base_model.config["vocab_size"] * _LOGIT_BYTES
+    if on_cpu:
+        logits = min(tokens, CHUNK) * base_model.config["vocab_size"] * 4 * _LOSS_COPIES
     return Estimate(weights=(linear * kept_each + others * bytes_each) / _GIB,
                     adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
-                    workspace=max(_WORKSPACE, logits / _GIB),
+                    workspace=_PROCESS + logits / _GIB if on_cpu else max(_WORKSPACE, logits / _GIB),
                     loading=(linear * loaded + others * bytes_each) / _GIB)
 
 
 def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, room: float, *,
-           gradient_checkpointing: bool) -> str:
+           gradient_checkpointing: bool, device: str = "cuda") -> str:
     """The cheapest changes, at most three, that would each make the run fit `room` GiB, of as few flags as can be.
 
     The other arguments: as for `estimate`, of the run that does not fit.
     """
     levels: dict[str, list[Any]] = {  # the mildest first
-        "quantization": ["4bit"],
+        "quantization": [] if device == "cpu" else ["4bit"],
         "batch_size": [request.batch_size // parts for parts in (2, 4, 8, 16) if request.batch_size >= parts] + [1],
         "lora_targets": [("q_proj", "v_proj")],
         "context_length": [length for length in (2048, 1024, 512) if length < request.context_length],
@@ -89,7 +97,8 @@ def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quan
     def needed(changes: dict[str, Any]) -> float:
         changed = dataclasses.replace(request, **changes)
         return estimate(base_model, changed, precision, changes.get("quantization", quantization),
-                        gradient_checkpointing=gradient_checkpointing or "gradient_checkpointing" in changes).total
+                        gradient_checkpointing=gradient_checkpointing or "gradient_checkpointing" in changes,
+                        device=device).total
 
     def milder(known: dict[str, Any], changes: dict[str, Any]) -> bool:
         return all(name in changes and levels[name].index(value) <= levels[name].index(changes[name])
@@ -106,7 +115,8 @@ def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quan
                 fitting.append(changes)
     ways = [" ".join(f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
                      for name, value in fields.items()) for fields in fitting[:3]]
-    return "add " + ", or ".join(ways) if ways else "use a smaller --model, or a GPU with more memory"
+    return "add " + ", or ".join(ways) if ways else (
+        f"use a smaller --model, or a {'machine' if device == 'cpu' else 'GPU'} with more memory")
 
 
 def peak_gib() -> float:

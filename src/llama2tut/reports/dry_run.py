@@ -1,6 +1,5 @@
 """What `--dry-run` says about a run: settings, upstream's arguments, rows, one example, time and memory."""
 
-import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -11,11 +10,10 @@ from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console, visible
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import load_tokenizer
-from llama2tut.models.memory import Estimate, estimate
 from llama2tut.tasks.examples import run_examples
 from llama2tut.tasks.rows import Rows, describe
 from llama2tut.tasks.tokenize import Example
-from llama2tut.training.planning import gpu_room_gib
+from llama2tut.training.planning import changes_that_fit, longest_row, memory_needed
 
 # What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
 _H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
@@ -48,13 +46,9 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
     lines += ["", "# course",
               f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
               f"about {total / rate / 60:,.0f} minutes, if this {like}"]
-    # Packed rows are filled up; a padded batch is only as wide as its longest row.
-    longest = max(len(example["input_ids"]) for examples in splits.values() for example in examples)
-    request = dataclasses.replace(config.request, compile=config.cuda_graphs, context_length=(
-        config.request.context_length if config.request.packing else longest))
-    needed = estimate(base_model, request, config.precision, config.quantization,
-                      gradient_checkpointing=config.gradient_checkpointing)
-    lines.append(_memory_line(config, needed))
+    longest = longest_row(config.request, (len(example["input_ids"])
+                                           for examples in splits.values() for example in examples))
+    lines.append(_memory_line(config, base_model, longest))
     return visible("\n".join(lines).replace("\r", "\\r")) + "\n"
 
 
@@ -100,9 +94,8 @@ def _pairs(values: dict[str, Any]) -> list[str]:
     return [f"{name}: {value}" for name, value in values.items()]
 
 
-def _memory_line(config: RunConfig, needed: Estimate) -> str:
-    if config.device == "cpu":
-        return f"about {needed.total:.1f} GiB of memory"
-    room = gpu_room_gib()
-    return (f"about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-            f"{'fits' if needed.fits(room) else 'does not fit'}")
+def _memory_line(config: RunConfig, base_model: BaseModel, longest: int) -> str:
+    needed, room = memory_needed(config, base_model, longest)
+    kind, there = ("GPU memory", "there") if config.device == "cuda" else ("memory", "free")
+    fits = "fits" if needed.fits(room) else f"does not fit: {changes_that_fit(config, base_model, longest)}"
+    return f"about {needed.total:.1f} GiB of {kind}, {room:.1f} GiB are {there}: {fits}"

@@ -1,6 +1,7 @@
-"""A request -> a run with nothing left open, and what `--dry-run` says about it."""
+"""A request -> a run with nothing left open, that fits this machine's memory."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from llama2tut.config.requests import FinetuneRequest, TrainingPrecision
 from llama2tut.config.runs import RunConfig, package_versions, read_run
@@ -10,9 +11,16 @@ from llama2tut.gpu.kernels import liger_available
 from llama2tut.gpu.ranks import all_values
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.device import check_cuda, check_fp8, choose_device, choose_precision, has_fp8
+from llama2tut.models.device import (
+    check_cuda,
+    check_fp8,
+    choose_device,
+    choose_precision,
+    free_memory_gib,
+    has_fp8,
+)
 from llama2tut.models.loading import check_loadable
-from llama2tut.models.memory import advice, estimate
+from llama2tut.models.memory import Estimate, advice, estimate
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task_files import task_digest
 from llama2tut.training.checkpointing import newest_checkpoint
@@ -77,7 +85,7 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         gradient_checkpointing=gradient_checkpointing, liger=liger, cuda_graphs=cuda_graphs,
         ranks=ranks, first_ranks=_first_ranks(request) or ranks,
         data_source=rows.source if rows else request.task, digests=digests, versions=package_versions())
-    decoder = "compiled and recorded" if cuda_graphs else (
+    decoder = "compiled, as CUDA graphs" if cuda_graphs else (
         f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
     name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU"
     if ranks > 1:
@@ -92,6 +100,48 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     if device == "cuda" and not request.precision and quantization == "4bit" and has_fp8():
         console.note("this GPU multiplies in fp8, too: training with --precision fp8 is faster")
     return config
+
+
+def longest_row(request: FinetuneRequest, lengths: Iterable[int]) -> int:
+    """Tokens of the widest row that a batch can have: packed rows are filled up, padded ones as long as the longest."""
+    return request.context_length if request.packing else max(lengths)
+
+
+def memory_needed(config: RunConfig, base_model: BaseModel, longest: int) -> tuple[Estimate, float]:
+    """What a run takes at its peak, and the GiB that it can have: of the GPU, or of the machine.
+
+    Args:
+        config, base_model: of the run.
+        longest: tokens of its widest row.
+    """
+    planned = dataclasses.replace(config.request, compile=config.cuda_graphs, context_length=longest)
+    needed = estimate(base_model, planned, config.precision, config.quantization, device=config.device,
+                      gradient_checkpointing=config.gradient_checkpointing)
+    return needed, gpu_room_gib() if config.device == "cuda" else free_memory_gib()
+
+
+def changes_that_fit(config: RunConfig, base_model: BaseModel, longest: int) -> str:
+    """What to change in a run for it to fit; the arguments are `memory_needed`'s."""
+    planned = dataclasses.replace(config.request, compile=config.cuda_graphs, context_length=longest)
+    return advice(base_model, planned, config.precision, config.quantization,
+                  memory_needed(config, base_model, longest)[1], device=config.device,
+                  gradient_checkpointing=config.gradient_checkpointing)
+
+
+def check_cpu_memory(config: RunConfig, base_model: BaseModel, longest: int, console: Console) -> None:
+    """See that a run on the CPU fits the memory that is free. A GPU's is looked at when the run is resolved.
+
+    Raises:
+        MachineError: it does not fit, and was not to be tried all the same.
+    """
+    needed, room = memory_needed(config, base_model, longest)
+    if config.device == "cuda" or needed.fits(room):
+        return
+    fault = f"this run needs about {needed.total:.1f} GiB of memory, {room:.1f} GiB are free: "
+    if not config.request.ignore_memory_estimate:
+        raise MachineError(f"{fault}{changes_that_fit(config, base_model, longest)}; --ignore-memory-estimate tries "
+                           "it all the same")
+    console.warn(f"{fault}it may run out of memory")
 
 
 def _first_ranks(request: FinetuneRequest) -> int | None:
