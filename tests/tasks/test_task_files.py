@@ -76,7 +76,8 @@ def test_a_pattern_picks_a_part_of_the_answer(tmp_path, pattern, answer, found):
     assert task_of(tmp_path, f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n").extract(answer) == found
 
 
-KEYS = "prompt, target, reference, metric, extract, shorten, max_new_tokens, data, recipe, chat_template, train_on"
+KEYS = ("prompt, target, reference, metric, extract, shorten, max_new_tokens, data, recipe, encoding, sheet, "
+        "chat_template, train_on")
 
 
 @pytest.mark.parametrize(("text", "faults"), [

@@ -47,9 +47,10 @@ class GenArithmeticRequest:
 class FinetuneRequest:
     """Train a LoRA adapter through llama_recipes.finetuning.main."""
 
-    task: str = flag(..., "samsum, arithmetic, chat, a TASK.yaml, or a FILE.py[:func] for llama-recipes", group="What")
-    data: str | None = flag(None, "folder, file or hub id; `dialogues`, `dialogues-zh`: samples that ship here",
-                            group="What")
+    task: str = flag(..., "samsum, arithmetic, chat, alpaca, a TASK.yaml, or a FILE.py[:func] for llama-recipes",
+                     group="What")
+    data: str | None = flag(None, "folder, file, 'part-*' or hub id; `dialogues`, `dialogues-zh`: samples that ship "
+                            "here", group="What")
     model: str | None = flag(None, "hub id, folder or alias [meta-llama/Llama-2-7b-hf with a GPU, else smollm2-135m]",
                              group="What")
     config: str | None = flag(None, "recipe by name or YAML file, in place of the one for the task and hardware",

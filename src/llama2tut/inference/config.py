@@ -85,7 +85,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if name and not task and not request.task:
         faults.append(f"--task is missing, and {name}, which the adapter was trained with, is of no use from here; "
                       "start where finetune ran, or give --task")
-    if template and task and len(task.prompt_columns) != 1:
+    if template and task and len(task.prompt_columns) - len(task.optional_columns) != 1:
         faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
                       "give the whole prompt with --raw")
     first = next(filter(None, read), None)
