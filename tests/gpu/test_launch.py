@@ -33,8 +33,8 @@ def _rank(argv: list[str], environment: dict[str, str], log: str) -> None:
 
 
 @pytest.fixture
-def train(toy_model_dir, arithmetic_dir, tmp_path):
-    """Train in so many processes: (folder, ranks, flags) -> the folder, what was said."""
+def run_ranks(toy_model_dir, arithmetic_dir, tmp_path):
+    """Run in so many processes: (folder, ranks, flags of finetune, or a command line) -> the folder, what was said."""
     # A server that has imported the heavy packages and started no thread forks each rank in a moment.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli.main"])
@@ -44,7 +44,9 @@ def train(toy_model_dir, arithmetic_dir, tmp_path):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         folder, log = tmp_path / name, tmp_path / f"{name}.{world}.log"
-        argv = [*_line(toy_model_dir, arithmetic_dir, folder), *map(str, flags)]
+        argv = list(map(str, flags))
+        if argv[0].startswith("--"):
+            argv = [*_line(toy_model_dir, arithmetic_dir, folder), *argv]
         shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(port)} | ({"TORCHELASTIC_RUN_ID": "test"} if world > 1 else {})
         ranks = [context.Process(target=_rank, args=(
@@ -61,8 +63,8 @@ def train(toy_model_dir, arithmetic_dir, tmp_path):
 
 def _line(model, data, folder):
     return ["finetune", "--task", "arithmetic", "--data", str(data), "--model", str(model), "--gpus", "0",
-            "--batch-size", "2", "--context-length", "128", "--limit", "22", "--eval-limit", "5", "--lora-dropout",
-            "0.1", "--lr", "2e-3", "--output-dir", str(folder)]
+            "--precision", "fp32", "--batch-size", "2", "--context-length", "128", "--limit", "22", "--eval-limit", "5",
+            "--lora-dropout", "0.1", "--lr", "2e-3", "--output-dir", str(folder)]
 
 
 def _losses(folder):
@@ -79,10 +81,10 @@ def _assert_same(one, other):
 
 @pytest.mark.parametrize(("accumulation", "flags"), [
     (1, ["--packing"]), (3, ["--no-packing"])], ids=["packed", "padded, accumulated, and a short end"])
-def test_two_ranks_take_the_steps_of_one(train, accumulation, flags):
+def test_two_ranks_take_the_steps_of_one(run_ranks, accumulation, flags):
     flags = [*flags, "--epochs", 2, "--eval-steps", 3]
-    one, _ = train("one", 1, "--gradient-accumulation-steps", 2 * accumulation, *flags)
-    two, said = train("two", 2, "--gradient-accumulation-steps", accumulation, *flags)
+    one, _ = run_ranks("one", 1, "--gradient-accumulation-steps", 2 * accumulation, *flags)
+    two, said = run_ranks("two", 2, "--gradient-accumulation-steps", accumulation, *flags)
     assert len(_losses(one)) > 5
     _assert_same(one, two)
     tokens = [json.loads((folder / "training.json").read_text())["tokens"] for folder in (one, two)]
@@ -91,19 +93,36 @@ def test_two_ranks_take_the_steps_of_one(train, accumulation, flags):
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
 
 
-def test_a_run_of_two_ranks_goes_on_in_one_two_or_four(train, tmp_path):
+def test_a_run_of_two_ranks_goes_on_in_one_two_or_four(run_ranks, tmp_path):
     flags = ["--gradient-accumulation-steps", 2, "--epochs", 2, "--save-steps", 2, "--schedule", "constant",
              "--warmup-ratio", 0, "--force"]
-    straight, _ = train("straight", 2, *flags)
+    straight, _ = run_ranks("straight", 2, *flags)
     for ranks in (1, 2, 4):
-        folder, _ = train(f"stopped-{ranks}", 2, *flags, "--max-steps", 3)
+        folder, _ = run_ranks(f"stopped-{ranks}", 2, *flags, "--max-steps", 3)
         (folder / "training.json").unlink()  # as if it had been killed after its checkpoint
         config = folder / "llama2tut.yaml"
         config.write_text(config.read_text().replace("max_steps: 3", "max_steps: null"))
         assert read_position(newest_checkpoint(folder)[0]).step == 2
-        resumed, said = train(f"stopped-{ranks}", ranks, "--resume")
+        resumed, said = run_ranks(f"stopped-{ranks}", ranks, "--resume")
         assert "going on after step 2" in said
         assert _losses(resumed)[-3:] == pytest.approx(_losses(straight)[-3:], rel=1e-4)
+
+
+def test_ranks_share_rows_and_give_the_answers_of_one(run_ranks, toy_model_dir, arithmetic_dir, tmp_path):
+    adapter, _ = run_ranks("adapter", 1, "--max-steps", 2)
+    what = ["--task", "arithmetic", "--data", arithmetic_dir, "--gpus", 0, "--limit", 7, "--max-new-tokens", 8,
+            "--adapter", adapter, "--precision", "fp32"]
+    found = {}
+    for ranks in (1, 3):
+        rows, scores = (tmp_path / f"{name}-{ranks}.jsonl" for name in ("rows", "scores"))
+        run_ranks("infer", ranks, "infer", *what, "--do-sample", "--output", rows)
+        run_ranks("compare", ranks, "compare", *what, "--no-cache", "--format", "json", "--output", scores)
+        comparison = json.loads(scores.read_text())
+        found[ranks] = rows.read_text(), comparison["rows"], comparison["scores"]
+    assert found[1] == found[3]
+    assert len(found[1][1]) == 7
+    _, said = run_ranks("infer", 2, "infer", *what, "--do-sample", "--output", tmp_path / "rows-3.jsonl")
+    assert "has all answers" in said
 
 
 class _Launched:

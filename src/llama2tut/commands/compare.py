@@ -12,6 +12,8 @@ from llama2tut.config.runs import package_versions
 from llama2tut.console import Console, Result, visible
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import output_fault, write_output, writing
+from llama2tut.gpu import ranks
+from llama2tut.gpu.launch import StartRanks
 from llama2tut.inference.columns import Models, answers_folder
 from llama2tut.inference.config import (
     InferenceConfig,
@@ -25,6 +27,7 @@ from llama2tut.inference.generate import Answers
 from llama2tut.inference.groups import label_rows
 from llama2tut.inference.sampling import Sampling
 from llama2tut.models.adapters import newest_adapter
+from llama2tut.models.device import ranks_to_start
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
@@ -49,6 +52,7 @@ def run(request: CompareRequest, console: Console) -> Result:
     if request.prompt_file:
         faults.attempt(wording.check_show, request.show, None)
     faults.attempt(_check_output, request.output)
+    count = faults.attempt(ranks_to_start, request.gpus) or 1
     faults.refuse()
     config = resolve_inference(request, adapters, prompts, console,
                                template=prompts is not None and bool(request.task))
@@ -63,9 +67,13 @@ def run(request: CompareRequest, console: Console) -> Result:
         faults.append(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to {metric.top}; "
                       "give one of these")
     faults.refuse()
+    if count > 1:
+        return StartRanks(count=count)
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
     comparison = compare(config, labels or [], request, console)
+    if ranks.rank() > 0:
+        return Result()  # rank 0 has all answers, too
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
@@ -155,8 +163,11 @@ def _answers(config: InferenceConfig, request: CompareRequest, console: Console)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
 
     def ask(column: Column, prompts: list[list[int]], adapter: int | None) -> Answers:
-        return models.answers(prompts, adapter, sampling, request.batch_size,
+        _, mine = ranks.own(prompts)
+        part = models.answers(mine, adapter, sampling, request.batch_size,
                               column.name if adapter is None else column.source)
+        return Answers(ranks.together(part.texts), ranks.together(part.cut), sum(ranks.all_values(part.new_tokens)),
+                       max(ranks.all_values(part.seconds)))
 
     base = Column("base", "base", config.base_model.name)
     found = {base: ask(base, ids, None)}

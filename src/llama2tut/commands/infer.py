@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
-import select
-import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,12 @@ from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, Result, visible
 from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
+from llama2tut.gpu import ranks
+from llama2tut.gpu.launch import StartRanks
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
+from llama2tut.models.device import ranks_to_start
 
-_WAIT = 3  # seconds for the first byte of a pipe
+_SHARED = 512  # prompts of a rank between two exchanges of answers
 _AGAIN = "run the same command again: it goes on"
 
 
@@ -27,20 +28,24 @@ def run(request: InferRequest, console: Console) -> Result:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
     faults = Faults()
-    prompts = faults.attempt(_prompts, request, console)
+    prompts = faults.attempt(_prompts, request)
     if request.output and (fault := output_fault(request.output)):
         faults.append(f"--output {request.output} {fault}")
+    count = faults.attempt(ranks_to_start, request.gpus)
     faults.refuse()
     config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, console,
-                     template=prompts is not None and not request.raw)
+                     template=prompts is not None and bool(request.task) and not request.raw)
     unset = InferRequest()
     if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
                                      for name in ("temperature", "top_p", "top_k")):
         console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
-    if not request.output:
-        return _answer(request, config, prompts, console)
-    settings = _settings(request, config)
-    _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
+    settings = _settings(request, config) if request.output else ""
+    if request.output:
+        _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
+    if count and count > 1 and len(config.prompts) > 1:
+        return StartRanks(count=count)
+    if not request.output or ranks.rank() > 0:
+        return _answer(request, config, prompts, console, settings=settings)
     with adding_to(request.output) as file:
         return _answer(request, config, prompts, console, file, settings)
 
@@ -48,7 +53,7 @@ def run(request: InferRequest, console: Console) -> Result:
 def _answer(request: InferRequest, config: InferenceConfig, prompts: list[str] | None, console: Console,
             file: int | None = None, settings: str = "") -> Result:
     """Answer what is not in the output yet, which `file` is a handle of."""
-    done = _rows_done(request.output, config, settings) if request.output else 0
+    done = ranks.all_values(_rows_done(request.output, config, settings) if request.output else 0)[0]
     if done == len(config.prompts):
         console.note(f"{request.output} has all answers; there is nothing left to do")
         return Result(f"{request.output}\n")
@@ -64,23 +69,35 @@ def _answer(request: InferRequest, config: InferenceConfig, prompts: list[str] |
                         repetition_penalty=request.repetition_penalty, seed=request.seed)
     adapter = 0 if config.adapters else None
     if len(ids) == 1 and prompts is not None and not request.output:
-        empty = True
         for piece in generator.stream(ids[0], adapter=adapter, sampling=sampling):
-            empty = empty and not piece.strip()
             console.write(visible(piece) if console.out.isatty() else piece)
-        if empty:
-            console.note("the answer is empty: the model ended it at once")
         return Result("\n")
-    answers = generator.iter_answers(ids[done:], adapter=adapter, sampling=sampling, batch_size=request.batch_size,
-                                     first_row=done)
+    answers = _share(partial(generator.iter_answers, adapter=adapter, sampling=sampling, batch_size=request.batch_size),
+                     ids, done)
+    if ranks.rank() > 0:
+        for _ in answers:  # rank 0 writes them
+            pass
+        return Result()
     if request.output and file is not None:
-        records = (record | {"settings": settings}
-                   for record in _telling_empty(_records(config, answers, done), console))
+        records = (record | {"settings": settings} for record in _records(config, answers, done))
         _append(request.output, file, records, len(ids), done, console)
         return Result(f"{request.output}\n")
-    for record in _telling_empty(_records(config, answers, done), console):
+    for record in _records(config, answers, done):
         _print(record, console)
     return Result()
+
+
+def _share(answer: Callable[..., Iterator[Any]], ids: list[list[int]], done: int) -> Iterator[Any]:
+    """The answers to all prompts after the first `done`, of which each rank gives its part, a window at a time."""
+    if ranks.world() == 1:
+        yield from answer(ids[done:], first_row=done)
+        return
+    window = _SHARED * ranks.world()
+    for start in range(done, len(ids), window):
+        first, mine = ranks.own(ids[start : start + window])
+        found = [rest for _, *rest in sorted(answer(mine, first_row=start + first))]
+        for index, rest in enumerate(ranks.together(found), start - done):
+            yield index, *rest
 
 
 def _print(record: dict[str, Any], console: Console) -> None:
@@ -88,7 +105,7 @@ def _print(record: dict[str, Any], console: Console) -> None:
     console.write(visible(line) if console.out.isatty() else line)
 
 
-def _prompts(request: InferRequest, console: Console) -> list[str] | None:
+def _prompts(request: InferRequest) -> list[str] | None:
     """The given texts; None where the task's rows are wanted.
 
     Raises:
@@ -98,30 +115,12 @@ def _prompts(request: InferRequest, console: Console) -> list[str] | None:
     if len(given) > 1:
         raise UsageError("--prompt and --prompt-file exclude each other; give one of them")
     if not given and request.task:
-        of_rows = request.data or request.limit or request.output
-        return [_standard_input()] if not of_rows and _is_piped(console) else None
+        return None
     if request.output and not given:
         raise UsageError("--output is for rows: give --task, or --prompt-file with a .jsonl")
     if request.prompt is not None:
         return [request.prompt]
     return read_prompts(request.prompt_file)[:request.limit] if request.prompt_file else [_standard_input()]
-
-
-def _is_piped(console: Console) -> bool:
-    """Whether standard input is a file or a pipe that text comes from; one that stays silent is not waited for."""
-    try:
-        handle = sys.stdin.fileno()
-        kind = os.fstat(handle).st_mode
-    except (AttributeError, OSError, ValueError):  # closed, or not a real file
-        return False
-    if stat.S_ISREG(kind):
-        return os.lseek(handle, 0, os.SEEK_CUR) < os.fstat(handle).st_size
-    if not stat.S_ISFIFO(kind):
-        return False
-    if not select.select([handle], [], [], _WAIT)[0]:
-        console.note("nothing comes from standard input: the task's rows are answered")
-        return False
-    return bool(sys.stdin.buffer.peek(1))  # type: ignore[union-attr]  # it is a BufferedReader
 
 
 def _standard_input() -> str:
@@ -167,16 +166,6 @@ def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Ite
                     record |= {name: values[0] for name, values in scores.per_row.items()}
             yield record
             at += 1
-
-
-def _telling_empty(records: Iterator[dict[str, Any]], console: Console) -> Iterator[dict[str, Any]]:
-    """The records as they are; how many answers are empty is said at the end."""
-    empty: list[bool] = []
-    for record in records:
-        empty.append(not record["completion"].strip())
-        yield record
-    if any(empty):
-        console.note(f"{sum(empty):,} of {len(empty):,} answers are empty")
 
 
 def _append(path: Path, file: int, records: Iterator[dict[str, Any]], total: int, done: int,

@@ -75,15 +75,15 @@ def all_values(value: Any) -> list[Any]:
     return [json.loads(_store().get(f"{key}/{number}")) for number in range(world())]
 
 
-def own(items: Sequence[Item]) -> Sequence[Item]:
-    """This rank's part of what all share."""
-    return items[rank()::world()]
+def own(items: Sequence[Item]) -> tuple[int, Sequence[Item]]:
+    """This rank's part of what all share: the number of the first item, and the items."""
+    first, end = (len(items) * number // world() for number in (rank(), rank() + 1))
+    return first, items[first:end]
 
 
 def together(results: Sequence[Item]) -> list[Item]:
     """What each rank made of its own part, in the order of what was shared; plain values."""
-    parts = all_values(list(results))
-    return [parts[index % world()][index // world()] for index in range(sum(map(len, parts)))]
+    return [item for part in all_values(list(results)) for item in part]
 
 
 def wait_for_all() -> None:
@@ -118,11 +118,16 @@ def join(device: str) -> None:
 
 
 def leave() -> None:
-    """End the process group, when all ranks are done with it."""
+    """End what ranks have in common, when a command is done. Rank 0 leaves last: it may be what the others meet in."""
+    if world() == 1:
+        return
     from torch import distributed
 
-    if world() > 1 and distributed.is_initialized():
+    if distributed.is_initialized():
         distributed.destroy_process_group()
+    _store().set(f"left/{rank()}", "")
+    for number in range(world()) if rank() == 0 else ():
+        _store().get(f"left/{number}")
 
 
 def share(tensors: Iterable[Any]) -> None:

@@ -75,7 +75,6 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
         with run.hooks():
             main(**upstream_arguments(config))
     run.finish()
-    ranks.leave()
     return run
 
 

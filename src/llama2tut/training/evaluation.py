@@ -119,7 +119,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
             with torch.compiler.set_stance("force_eager"):
                 generator = Generator(LoadedModel(base, None, tokenizer, frozenset({tokenizer.eos_token_id}), (), ()))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
-                mine = ranks.own(prompts)
+                _, mine = ranks.own(prompts)
                 answers = generator.answers(mine, adapter=None, sampling=greedy, progress=lambda done: (
                     console.progress(f"validation: {done:,}/{len(mine):,} answers")))
         finally:
