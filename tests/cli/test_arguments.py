@@ -82,7 +82,15 @@ def test_a_beginning_of_a_name_is_no_name():
 
 @pytest.mark.parametrize("word", ["-", "--", "samsum", "__class__", "run", "0"])
 def test_stray_words_are_refused(word):
-    assert faults("finetune", word) == (f"'{word}' belongs to no flag; see llama2tut finetune --help",)
+    assert faults("finetune", "--seed", "1", word) == (f"'{word}' belongs to no flag; see llama2tut finetune --help",)
+
+
+@pytest.mark.parametrize(("argv", "meant"), [
+    (("infer", "What is 1+1?"), "--prompt 'What is 1+1?'"), (("finetune", "arithmetic"), "--task arithmetic"),
+    (("compare", "outputs/x"), "--adapter outputs/x"), (("merge", "outputs/x"), "--adapter outputs/x")])
+def test_a_word_right_after_the_command_is_a_value_without_its_flag(argv, meant):
+    fault, *_ = faults(*argv)
+    assert f"(did you mean {meant}?)" in fault
 
 
 def test_nothing_hides_behind_two_dashes():

@@ -81,7 +81,7 @@ def test_rows_are_read_and_tokenised_once(finetune, monkeypatch, tmp_path, toy_m
 
     read, tokenised = Counter(), Counter()
     read_table, plain_ids = sources.read_table, tokenize.plain_ids
-    monkeypatch.setattr(sources, "read_table", lambda label, data: (read.update([label]), read_table(label, data))[1])
+    monkeypatch.setattr(sources, "read_table", lambda label, *rest: (read.update([label]), read_table(label, *rest))[1])
     monkeypatch.setattr(tokenize, "plain_ids", lambda tokenizer, texts, **options: (
         tokenised.update(texts), plain_ids(tokenizer, texts, **options))[1])
     assert finetune("--max-steps", 2).code == 0

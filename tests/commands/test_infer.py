@@ -174,10 +174,74 @@ def test_no_prompt_at_all(infer, monkeypatch):
     assert "--prompt TEXT" in outcome.err
 
 
-def test_a_log_holds_no_progress_bars(toy_model_dir, tmp_path):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_loading_model_draws_no_bars(toy_model_dir, tmp_path, terminal):
+    ours, theirs = os.openpty() if terminal else os.pipe()
     done = subprocess.run([sys.executable, "-m", "llama2tut", "infer", "--model", toy_model_dir, "--prompt", "one",
-                           "--max-new-tokens", "2"], cwd=tmp_path, capture_output=True, text=True, check=False,
+                           "--max-new-tokens", "2"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, check=False,
                           env={name: value for name, value in os.environ.items()
                                if name != "HF_HUB_DISABLE_PROGRESS_BARS"})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    os.write(theirs, b"end")
+    assert (done.returncode, os.read(ours, 10_000)) == (0, b"end")
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.fixture(scope="module")
+def tuned(toy_model_dir, arithmetic_dir, tmp_path_factory):
+    """An adapter of a short run on arithmetic."""
+    from llama2tut.cli.main import main
+
+    folder = tmp_path_factory.mktemp("run") / "arithmetic"
+    assert main(["finetune", "--task", "arithmetic", "--data", str(arithmetic_dir), "--model", str(toy_model_dir),
+                 "--gpus", "0", "--limit", "8", "--max-steps", "1", "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def test_a_prompt_goes_through_the_template_that_the_adapter_was_trained_with(run_cli, tuned):
+    whole = "Calculate the following expression:\nWhat is 19-59?\n---\nAnswer:\n"
+    asked = run_cli("infer", "--adapter", tuned, "--prompt", "What is 19-59?")
+    assert asked.code == 0, asked.err
+    assert "task: arithmetic" in asked.err
+    assert asked.out == run_cli("infer", "--adapter", tuned, "--prompt", whole).out  # is in the template already
+    assert asked.out == run_cli("infer", "--adapter", tuned, "--raw", "--prompt", whole, "--max-new-tokens", 24).out
+    raw = run_cli("infer", "--adapter", tuned, "--raw", "--prompt", "What is 19-59?", "--max-new-tokens", 24)
+    assert "task:" not in raw.err
+    assert raw.out != asked.out
+
+
+def test_a_task_that_cannot_be_used_from_here_leaves_the_prompt_as_it_is(run_cli, tuned, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tuned, tmp_path / "adapter")
+    saved = (folder / "llama2tut.yaml").read_text()
+    (folder / "llama2tut.yaml").write_text(saved.replace("task: arithmetic", "task: gone.yaml"))
+    asked = run_cli("infer", "--adapter", folder, "--prompt", "What is 19-59?", "--max-new-tokens", 8)
+    assert "gone.yaml" in asked.err
+    assert asked.out == run_cli("infer", "--adapter", tuned, "--raw", "--prompt", "What is 19-59?",
+                                "--max-new-tokens", 8).out
+
+
+def test_an_empty_answer_is_said(infer, monkeypatch, tmp_path):
+    from llama2tut.inference.generate import Generator
+
+    monkeypatch.setattr(Generator, "stream", lambda self, *args, **kwargs: iter(["\n"]))
+    outcome = infer("--prompt", "hello")
+    assert (outcome.code, "the answer is empty" in outcome.err) == (0, True)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    monkeypatch.setattr(Generator, "iter_answers", lambda self, *args, **kwargs: iter([(0, "x", 1), (1, " ", 1)]))
+    assert "1 of 2 answers are empty" in infer("--prompt-file", tmp_path / "prompts.jsonl").err
+
+
+@pytest.mark.parametrize(("given", "rows"), [("echo What is 1+1? |", 1), ("", 20), ("sleep 8 |", 20)])
+def test_a_question_from_a_pipe_is_answered_instead_of_rows(toy_model_dir, arithmetic_dir, tmp_path, given, rows):
+    line = (f"{given} {sys.executable} -c 'from llama2tut.commands import infer; infer._WAIT = 2; "
+            f"from llama2tut.__main__ import main; main()' infer --model {toy_model_dir} --task arithmetic "
+            "--max-new-tokens 2 " + ("< /dev/null" if not given else ""))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "arithmetic").symlink_to(arithmetic_dir)
+    done = subprocess.run(["bash", "-c", f"set -m; {line}; kill %1 2>/dev/null; true"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == (rows if rows > 1 else 0), done.stderr
+    assert ("nothing comes from standard input" in done.stderr) == given.startswith("sleep")

@@ -82,7 +82,8 @@ def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir,
     assert answers(plain, ids) == answers(tuned, ids) != answers(untouched, ids)
     assert plain.generation_config.max_length == 99
     assert sorted(file.name for file in target.iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        "Modelfile", "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json"]
     assert {file.stat().st_mode for file in target.iterdir()} == {(base / "config.json").stat().st_mode}
     assert [entry.name for entry in target.parent.iterdir()] == ["merged"]
 
@@ -186,6 +187,25 @@ def test_older_readers_find_tokenizer_and_rotary_base(tmp_path, toy_model_dir, r
     with torch.inference_mode():
         torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits,
                                    tuned(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_has_the_tasks_template_and_the_next_command_answers(tmp_path, pair, run_cli):
+    import shlex
+
+    adapter = pair[1]
+    (adapter / "llama2tut.yaml").write_text("request:\n  task: arithmetic\n")
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m")
+    assert done.code == 0, done.err
+    assert "{instruction}\n---\nAnswer:" in (tmp_path / "m" / "README.md").read_text()
+    modelfile = (tmp_path / "m" / "Modelfile").read_text()
+    assert 'TEMPLATE """Calculate the following expression:\n{{ .Prompt }}\n---\nAnswer:\n"""' in modelfile
+    assert 'PARAMETER stop "</s>"' in modelfile
+    command = shlex.split(done.out.splitlines()[1].removeprefix("next: llama2tut "))
+    assert command[command.index("--task") + 1] == "arithmetic"
+    answered = run_cli(*command)
+    assert answered.code == 0, answered.err
+    assert answered.out == run_cli("infer", "--adapter", adapter, "--prompt", "What is 19-59?").out
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m", "--force").code == 0
 
 
 def test_precision_is_that_of_the_saved_weights(tmp_path, pair, run_cli):

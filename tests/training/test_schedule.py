@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.training.schedule import Schedule, make_schedule
+from llama2tut.training.schedule import Schedule, TrainingBatches, make_schedule
 
 REQUEST = FinetuneRequest(task="arithmetic", packing=False, batch_size=2, context_length=64, lr=1.0, warmup_ratio=0.0)
 
@@ -54,3 +54,26 @@ def test_evaluations_come_at_intervals_at_each_epochs_end_and_at_the_end():
 
 def test_warm_up_is_a_share_of_all_steps():
     assert make_schedule([10] * 40, dataclasses.replace(REQUEST, warmup_ratio=0.1)).warmup_steps == 2
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_a_batch_that_is_made_ahead_of_its_time_is_made_once_and_comes_in_its_turn(ahead):
+    made = make_schedule([10] * 12, REQUEST)  # six of two rows
+    examples = [{"input_ids": [0] * 10, "labels": [-100] * 6 + [0] * 4} for _ in range(12)]
+    collated, begun, taken = [], [], []
+
+    def begin(turn):
+        begun.append(turn.number)
+        return turn.number < 5  # training ends before the last one
+
+    batches = TrainingBatches(made, examples, 2, begin=begin,
+                              collate=lambda rows: collated.append(rows) or {"rows": rows})
+    assert len(batches) == 4
+    for batch in batches:
+        assert begun[-1] == 2 + len(taken)  # told of the turn whose batch it is, and not yet of the next
+        taken.append(batch["rows"])
+        for _ in range(ahead):
+            batches.prepare()
+    assert taken == [rows for _, rows in made.batches[2:5]]
+    assert collated == [rows for _, rows in made.batches[2:]]
+    assert begun == [2, 3, 4, 5]

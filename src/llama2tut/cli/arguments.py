@@ -6,6 +6,7 @@ settled or refused here, before Fire sees the line.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 
 from llama2tut.config.coercion import did_you_mean
@@ -13,6 +14,8 @@ from llama2tut.config.requests import COMMANDS
 from llama2tut.errors import UsageError
 
 _WORDS = {"true", "false"}
+# What a word right after the command most likely is.
+_BARE = {"finetune": "task", "infer": "prompt", "compare": "adapter", "merge": "adapter"}
 
 
 def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -31,6 +34,10 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
     flags: dict[str, list[str]] = {}
     faults: list[str] = []
     words = list(rest)
+    if words and command in _BARE and not words[0].startswith("-"):  # a value, with nothing to say what of
+        word, meant = words.pop(0), _BARE[command]
+        faults.append(f"'{word}' belongs to no flag (did you mean --{meant} {shlex.quote(word)}?); see llama2tut "
+                      f"{command} --help")
     while words:
         word = words.pop(0)
         name, value, fault = _read_flag(word, words, fields, command)

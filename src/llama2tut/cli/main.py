@@ -9,7 +9,6 @@ import errno
 import importlib
 import inspect
 import io
-import logging
 import os
 import signal
 import threading
@@ -30,9 +29,16 @@ _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
 # What a path or a disk can be to blame for, wherever it is met first; a file that is not there is looked for before.
 _OF_THE_MACHINE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
                    errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
-# Loggers whose warnings tell of what libraries do among themselves: other vendors' kernels, old names, casts.
-_CHATTY = ("liger_kernel", "transformers.configuration_utils", "transformers.integrations.bitsandbytes",
-           "bitsandbytes.autograd._functions")
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes all text and keeps none; never closed, for libraries' loggers hold on to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+_NOWHERE = _Nowhere()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,14 +66,11 @@ def _main(argv: Sequence[str]) -> int:
             console.write(f"llama2tut {__version__}\n")
             return 0
         request = parse(argv)
-        if not console.live:  # the libraries' own bars redraw themselves, which only a terminal shows
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         # matplotlib refuses to be imported under a backend that is not installed here, as a notebook's may be.
         os.environ["MPLBACKEND"] = "agg"
-        # Libraries print where they like; only results may reach stdout. Their warnings are for those who develop.
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(console.err), warnings.catch_warnings(action="ignore"):
+        # Libraries print, log, warn and draw bars where they like, for those who develop; what a user reads is ours.
+        with contextlib.redirect_stdout(_NOWHERE), contextlib.redirect_stderr(_NOWHERE), \
+                warnings.catch_warnings(action="ignore"):
             result = run(request, console)
             if isinstance(result, StartRanks):
                 outcome = launch(argv, result.count)

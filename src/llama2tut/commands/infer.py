@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +20,7 @@ from llama2tut.gpu.launch import StartRanks
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 from llama2tut.models.device import ranks_to_start
 
+_WAIT = 3  # seconds for the first byte of a pipe
 _SHARED = 512  # prompts of a rank between two exchanges of answers
 _AGAIN = "run the same command again: it goes on"
 
@@ -28,13 +32,13 @@ def run(request: InferRequest, console: Console) -> Result:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
     faults = Faults()
-    prompts = faults.attempt(_prompts, request)
+    prompts = faults.attempt(_prompts, request, console)
     if request.output and (fault := output_fault(request.output)):
         faults.append(f"--output {request.output} {fault}")
     count = faults.attempt(ranks_to_start, request.gpus)
     faults.refuse()
     config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, console,
-                     template=prompts is not None and bool(request.task) and not request.raw)
+                     template=prompts is not None and not request.raw)
     unset = InferRequest()
     if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
                                      for name in ("temperature", "top_p", "top_k")):
@@ -69,8 +73,12 @@ def _answer(request: InferRequest, config: InferenceConfig, prompts: list[str] |
                         repetition_penalty=request.repetition_penalty, seed=request.seed)
     adapter = 0 if config.adapters else None
     if len(ids) == 1 and prompts is not None and not request.output:
+        empty = True
         for piece in generator.stream(ids[0], adapter=adapter, sampling=sampling):
+            empty = empty and not piece.strip()
             console.write(visible(piece) if console.out.isatty() else piece)
+        if empty:
+            console.note("the answer is empty: the model ended it at once")
         return Result("\n")
     answers = _share(partial(generator.iter_answers, adapter=adapter, sampling=sampling, batch_size=request.batch_size),
                      ids, done)
@@ -79,10 +87,11 @@ def _answer(request: InferRequest, config: InferenceConfig, prompts: list[str] |
             pass
         return Result()
     if request.output and file is not None:
-        records = (record | {"settings": settings} for record in _records(config, answers, done))
+        records = (record | {"settings": settings}
+                   for record in _telling_empty(_records(config, answers, done), console))
         _append(request.output, file, records, len(ids), done, console)
         return Result(f"{request.output}\n")
-    for record in _records(config, answers, done):
+    for record in _telling_empty(_records(config, answers, done), console):
         _print(record, console)
     return Result()
 
@@ -105,7 +114,7 @@ def _print(record: dict[str, Any], console: Console) -> None:
     console.write(visible(line) if console.out.isatty() else line)
 
 
-def _prompts(request: InferRequest) -> list[str] | None:
+def _prompts(request: InferRequest, console: Console) -> list[str] | None:
     """The given texts; None where the task's rows are wanted.
 
     Raises:
@@ -115,12 +124,30 @@ def _prompts(request: InferRequest) -> list[str] | None:
     if len(given) > 1:
         raise UsageError("--prompt and --prompt-file exclude each other; give one of them")
     if not given and request.task:
-        return None
+        of_rows = request.data or request.limit or request.output
+        return [_standard_input()] if not of_rows and _is_piped(console) else None
     if request.output and not given:
         raise UsageError("--output is for rows: give --task, or --prompt-file with a .jsonl")
     if request.prompt is not None:
         return [request.prompt]
     return read_prompts(request.prompt_file)[:request.limit] if request.prompt_file else [_standard_input()]
+
+
+def _is_piped(console: Console) -> bool:
+    """Whether standard input is a file or a pipe that text comes from; one that stays silent is not waited for."""
+    try:
+        handle = sys.stdin.fileno()
+        kind = os.fstat(handle).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or not a real file
+        return False
+    if stat.S_ISREG(kind):
+        return os.lseek(handle, 0, os.SEEK_CUR) < os.fstat(handle).st_size
+    if not stat.S_ISFIFO(kind):
+        return False
+    if not select.select([handle], [], [], _WAIT)[0]:
+        console.note("nothing comes from standard input: the task's rows are answered")
+        return False
+    return bool(sys.stdin.buffer.peek(1))  # type: ignore[union-attr]  # it is a BufferedReader
 
 
 def _standard_input() -> str:
@@ -166,6 +193,16 @@ def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Ite
                     record |= {name: values[0] for name, values in scores.per_row.items()}
             yield record
             at += 1
+
+
+def _telling_empty(records: Iterator[dict[str, Any]], console: Console) -> Iterator[dict[str, Any]]:
+    """The records as they are; how many answers are empty is said at the end."""
+    empty: list[bool] = []
+    for record in records:
+        empty.append(not record["completion"].strip())
+        yield record
+    if any(empty):
+        console.note(f"{sum(empty):,} of {len(empty):,} answers are empty")
 
 
 def _append(path: Path, file: int, records: Iterator[dict[str, Any]], total: int, done: int,

@@ -4,28 +4,31 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama2tut import __version__
 from llama2tut.config.requests import MergeRequest
 from llama2tut.console import Console, Result
-from llama2tut.errors import Faults, MachineError, UsageError
+from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers, output_fault, staging, sync, writing
 from llama2tut.inference.agreement import alike, answer
 from llama2tut.inference.generate import Generator
+from llama2tut.inference.templates import saved_task
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present
 from llama2tut.models.loading import copy_tokenizer
-from llama2tut.tasks.task import Task
-from llama2tut.tasks.task_files import is_python, load_task
+from llama2tut.tasks.task import BUILT_IN
 from llama2tut.tasks.tokenize import plain_ids
 
-_PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some?\nJerry: Sure!", "The capital of France is",
+_PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some? Jerry: Sure!", "The capital of France is",
             "def add(a, b):\n", "今天天气很好，")
 _ANSWER = 16  # tokens of an answer to each of them
+_TEXTS = ("README.md", "Modelfile")
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
 
 
@@ -53,6 +56,9 @@ def run(request: MergeRequest, console: Console) -> Result:
         known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
         _merged(loaded).save_pretrained(new)
         _make_readable_elsewhere(new, base_model.path, loaded.adapter_ends[0])
+        ends = loaded.tokenizer.convert_ids_to_tokens(sorted(loaded.adapter_ends[0]))
+        for name, text in zip(_TEXTS, (_card(adapter, base_model.name, ends), _modelfile(adapter, ends)), strict=True):
+            (new / name).write_text(text, encoding="utf-8")
         del loaded  # or two models would be in memory
         written = load_model(resolve(str(new)), [], quantization="none", precision=precision, device="cpu")
         if (same := alike(written.model, known, precision)) < len(known):
@@ -65,8 +71,20 @@ def run(request: MergeRequest, console: Console) -> Result:
         if request.force and folder.exists():
             os.replace(folder, new.with_name("old"))
         os.replace(new, folder)  # which the system refuses where files have appeared
-    return Result(f'{request.output_dir}\nnext: llama2tut infer --model {shlex.quote(str(request.output_dir))} '
-                       '--prompt "…"\n')
+    return Result(f"{request.output_dir}\nnext: {_ask(adapter, str(request.output_dir))}\n")
+
+
+def _ask(adapter: Adapter, folder: str) -> str:
+    """A command that the merged model answers, in the template of the adapter's task where there is one."""
+    task = saved_task(adapter)
+    command = f"llama2tut infer --model {shlex.quote(folder)}"
+    if task is None:
+        return f'{command} --prompt "…"'
+    command += f" --task {shlex.quote(adapter.request['task'])}"
+    if task.name in BUILT_IN:
+        return f'{command} --prompt "{_PROMPTS[0 if task.metric == "exact_match" else 1]}"'
+    data = adapter.request.get("data")
+    return f"{command}{f' --data {shlex.quote(data)}' if data else ''} --limit 1"
 
 
 def _merged(loaded: LoadedModel) -> Any:
@@ -92,18 +110,34 @@ def _merged(loaded: LoadedModel) -> Any:
     return model
 
 
-def _saved_task(adapter: Adapter) -> Task | None:
-    """The task that an adapter was trained for, where its name still leads to one that has a template."""
-    name = adapter.request.get("task")
-    return None if not name or is_python(name) else Faults().attempt(load_task, name)
-
-
 def _prompts(adapter: Adapter) -> list[str]:
     """What both models are asked: a few texts, in the template of the adapter's task where there is one."""
-    task = _saved_task(adapter)
+    task = saved_task(adapter)
     if task is None or len(task.prompt_columns) != 1:
         return list(_PROMPTS)
     return [task.render({task.prompt_columns[0]: text}) for text in _PROMPTS]
+
+
+def _card(adapter: Adapter, base: str, ends: Sequence[str]) -> str:
+    """README.md of the merged model: what it is made of, and the prompt that it was trained to answer."""
+    task = saved_task(adapter)
+    template = ["## Prompt", "", "It answers prompts in the template that it was trained with:", "", "```",
+                task.prompt.rstrip("\n"), "```", ""] if task else []
+    return "\n".join([
+        "---", "library_name: transformers", f"base_model: {json.dumps(base)}", "tags: [llama2tut, merged]", "---", "",
+        f"# {adapter.path.name}, merged", "",
+        f"{base} and the LoRA adapter {adapter.path.name}, added up by llama2tut {__version__}.", "", *template,
+        f"An answer ends at {' or '.join(f'`{end}`' for end in ends)}.", "",
+        "The base model's licence applies to the merged model too.", ""])
+
+
+def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
+    """What Ollama needs beside the GGUF file: the template, and what ends an answer."""
+    task, text = saved_task(adapter), "{{ .Prompt }}"
+    if task and len(task.prompt_columns) == 1:
+        text = task.render({task.prompt_columns[0]: text})
+    stops = [f"PARAMETER stop {json.dumps(end)}" for end in ends]
+    return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0", ""])
 
 
 def _make_readable_elsewhere(folder: Path, base: str, ends: frozenset[int]) -> None:
@@ -139,7 +173,8 @@ def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:
     if files and not request.force:
         raise UsageError(f"--output-dir {request.output_dir} is not empty: give a new folder, or --force to replace "
                          "the model in it")
-    model = (folder / "config.json").is_file() and all(file.is_file() and file.suffix in _SUFFIXES for file in files)
+    model = (folder / "config.json").is_file() and all(
+        file.is_file() and (file.suffix in _SUFFIXES or file.name in _TEXTS) for file in files)
     if files and (not model or folder.resolve() == base.resolve()):
         raise UsageError(f"--output-dir {request.output_dir} is the base model, or holds more than a merged model: "
                          "give a new folder")

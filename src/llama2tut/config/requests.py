@@ -47,9 +47,10 @@ class GenArithmeticRequest:
 class FinetuneRequest:
     """Train a LoRA adapter through llama_recipes.finetuning.main."""
 
-    task: str = flag(..., "samsum, arithmetic, chat, a TASK.yaml, or a FILE.py[:func] for llama-recipes", group="What")
-    data: str | None = flag(None, "folder, file or hub id; `dialogues`, `dialogues-zh`: samples that ship here",
-                            group="What")
+    task: str = flag(..., "samsum, arithmetic, chat, alpaca, a TASK.yaml, or a FILE.py[:func] for llama-recipes",
+                     group="What")
+    data: str | None = flag(None, "folder, file, 'part-*' or hub id; `dialogues`, `dialogues-zh`: samples that ship "
+                            "here", group="What")
     model: str | None = flag(None, "hub id, folder or alias [meta-llama/Llama-2-7b-hf with a GPU, else smollm2-135m]",
                              group="What")
     config: str | None = flag(None, "recipe by name or YAML file, in place of the one for the task and hardware",
@@ -115,11 +116,12 @@ class InferRequest:
     model: str | None = flag(None, "base model [the adapter's own; else as for finetune]", group="What")
     prompt: str | None = flag(None, "the prompt's text", group="What")
     prompt_file: Path | None = flag(None, "one prompt, or a .jsonl with one `prompt` a line", group="What")
-    task: str | None = flag(None, "answer this task's rows, or put the prompt through its template", group="What")
+    task: str | None = flag(None, "answer this task's rows, or put the prompt through its template [a prompt: the "
+                            "adapter's own]", group="What")
     data: str | None = flag(None, "rows, as for finetune", group="What")
     split: Literal["train", "validation", "test"] = flag("test", "which rows", group="What")
     limit: int | None = flag(None, "the first N rows", least=1, group="What")
-    raw: bool = flag(False, "the prompt as it is, without the task's template", group="What")
+    raw: bool = flag(False, "the prompt as it is, without a task's template", group="What")
     output: Path | None = flag(None, "write rows to FILE.jsonl; run again to go on where it ended", group="What")
 
     batch_size: int | None = flag(None, "prompts at a time, or auto [auto]", least=1, most=65_536, auto=True,

@@ -10,6 +10,7 @@ from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Q
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
 from llama2tut.inference.groups import own_groups
+from llama2tut.inference.templates import asked, own_template
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
@@ -65,7 +66,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         adapters: adapter folders, in the order of the columns.
         prompts: given texts, or None for the task's rows.
         console: for what is odd but not wrong.
-        template: the given texts belong into the task's template.
+        template: the given texts belong into the template of --task, or else of the first adapter's own task.
 
     Raises:
         UserError: all that is wrong, before anything heavy is loaded.
@@ -75,7 +76,9 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     faults.attempt(check_precision, request.precision, device)
     read = [faults.attempt(read_adapter, folder) for folder in adapters]
     saved = read[0].request if read and read[0] else {}
-    name = request.task or (saved.get("task") if prompts is None else None)
+    first = next(filter(None, read), None)
+    name = request.task or (saved.get("task") if prompts is None else
+                            own_template(first, console) if template and first else None)
     if name and is_python(name):
         faults.append(f"--task {name}: a Python task has no template to answer by; give --prompt-file, or a TASK.yaml")
         name = None
@@ -85,10 +88,9 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if name and not task and not request.task:
         faults.append(f"--task is missing, and {name}, which the adapter was trained with, is of no use from here; "
                       "start where finetune ran, or give --task")
-    if template and task and len(task.prompt_columns) != 1:
+    if template and task and len(task.prompt_columns) - len(task.optional_columns) != 1:
         faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
                       "give the whole prompt with --raw")
-    first = next(filter(None, read), None)
     base = (faults.attempt(base_of, first, request.model) if first else request.model) or (
         DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     found, rows = None, list[dict[str, str]]()
@@ -124,8 +126,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
     inputs = rows
     if task and template:
-        # A text file ends in a newline that no cell of the training rows had.
-        inputs = [task.asking(text.rstrip("\r\n")) for text in prompts or ()]
+        inputs = [asked(task, text) for text in prompts or ()]
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,

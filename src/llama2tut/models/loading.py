@@ -100,10 +100,14 @@ def copy_tokenizer(path: str, folder: Path) -> None:
         if source and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     file = folder / "tokenizer_config.json"
-    settings = read_json(file) if file.is_file() else {}
+    own = settings = read_json(file) if file.is_file() else {}
     if (named := settings.get("tokenizer_class")) in (None, "TokenizersBackend"):
         settings = {key: value for key, value in settings.items() if key not in _OF_5}
         settings["tokenizer_class"] = "PreTrainedTokenizerFast" if named else "LlamaTokenizer"
+    # transformers 4 gives token types for this class unless told otherwise, which no Llama takes.
+    if settings["tokenizer_class"] == "PreTrainedTokenizerFast":
+        settings = {"model_input_names": ["input_ids", "attention_mask"]} | settings
+    if settings != own:
         file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -155,6 +155,7 @@ def _write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
         "pad_token": tokens[2],
         "unk_token": tokens[0],
         "model_max_length": meta["llama.context_length"],
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 adds token types otherwise
         "chat_template": meta["tokenizer.chat_template"],
         "clean_up_tokenization_spaces": False,
     }, indent=2))

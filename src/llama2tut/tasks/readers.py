@@ -1,22 +1,31 @@
-"""Data files as tables: csv, json, jsonl, parquet, and 7z archives of them.
+"""Data files as tables: csv, tsv, json, jsonl, parquet and xlsx.
 
 Cells stay as the file has them; `cell_text` tells which are text. Csv and json need the standard library alone.
 """
 
+import codecs
 import csv
 import io
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from decimal import Decimal
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from llama2tut.errors import DataError
+from llama2tut.errors import DataError, MachineError
+from llama2tut.tasks.task import CONVERSATIONS
 
 BOM = "\ufeff"
-ARCHIVE_LIMIT = 256 * 2**20  # bytes that an archive may unpack to; SAMSum's corpus.7z: about 11 million
+_SAMPLE = 65_536  # characters by which a csv's delimiter is told
+# Numbers stay the text they are written as: 1.50 is not 1.5, and 5,000 digits are no error.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None)
+
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,21 @@ class Table:
     Attributes:
         label: what messages call the file, such as `data/mine/train.csv`.
         rows: (number, cells) pairs. Numbers start at 1 and do not count a header; in jsonl they are the lines.
+        how: what was taken for granted while it was read, such as its encoding; "" where nothing was.
     """
 
     label: str
     columns: tuple[str, ...]
     rows: list[tuple[int, dict[str, Any]]]
+    how: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a task says of its files: the encoding, else UTF-8 or what a BOM names; the sheet, else the first."""
+
+    encoding: str | None = None
+    sheet: str | None = None
 
 
 def numbered(rows: list[int]) -> str:
@@ -66,19 +85,25 @@ def cell_text(value: Any) -> tuple[str, str | None]:
     return text, None
 
 
-def read_table(label: str, data: bytes) -> Table:
-    """The rows of one csv, json, jsonl or parquet file: `data` is all of it, the label's suffix names the format.
+def kind(name: str) -> str:
+    """The suffix that says what a file is, such as `.csv`, whether it is compressed (`.csv.gz`) or not."""
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+
+
+def read_table(label: str, data: bytes, reading: Reading = Reading()) -> Table:
+    """The rows of one file: `data` is all of it, the label's suffix names the format.
 
     Raises:
-        DataError: of another format, empty, not UTF-8 text, or malformed; with the line and column, or the row.
+        DataError: of another format, empty, not text, or malformed; with the line and column, or the row.
+        MachineError: a package is missing that reads it.
     """
-    suffix = PurePosixPath(label).suffix.lower()
+    suffix = kind(label)
     if suffix not in READERS:
         raise DataError(f"{label}: {suffix or 'a file without a suffix'} is not read; save the rows as "
                         f"{', '.join(READERS)}")
     if not data.removeprefix(BOM.encode()).strip():
         raise DataError(f"{label}: the file is empty; put rows into it")
-    return READERS[suffix](label, data)
+    return READERS[suffix](label, data, reading)
 
 
 def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:
@@ -91,50 +116,26 @@ def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:
     return table
 
 
-def unpack(label: str, data: bytes) -> dict[str, bytes]:
-    """The data files of a 7z archive, by their path in it; nothing is written to disk.
-
-    Raises:
-        DataError: not a 7z archive, damaged, encrypted, larger than `ARCHIVE_LIMIT`, or with a path that leaves it.
-    """
-    import py7zr
-    from py7zr.io import BytesIOFactory
-
-    factory: Any = BytesIOFactory(ARCHIVE_LIMIT)
+def _text(label: str, data: bytes, encoding: str | None) -> tuple[str, str]:
+    """A file's text, and what to say about its encoding."""
+    if encoding is None and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
     try:
-        with py7zr.SevenZipFile(io.BytesIO(data)) as archive:
-            members = archive.list()
-            for name in (member.filename.replace("\\", "/") for member in members):
-                if ".." in name.split("/") or name.startswith("/") or name[1:2] == ":":
-                    raise DataError(f"{label}: its member {name!r} leaves the archive; use an archive that you trust")
-            # py7zr unpacks no more than the header declares, so the declared sizes bound the memory.
-            if sum(member.uncompressed for member in members) > ARCHIVE_LIMIT:
-                raise DataError(f"{label}: unpacks to more than {ARCHIVE_LIMIT // 2**20} MiB; unpack it yourself")
-            names = [member.filename for member in members if PurePosixPath(member.filename).suffix.lower() in READERS
-                     and not PurePosixPath(member.filename).name.startswith(".")]
-            archive.extract(targets=names, factory=factory)
-            return {name: factory.get(name).read() for name in names}
-    except DataError:
-        raise
-    except Exception as error:  # a damaged archive surfaces as whatever its decoder raises, struct.error to LZMAError
-        raise DataError(f"{label}: not a readable 7z archive ({reason(error)}); download it again") from error
-
-
-def _text(label: str, data: bytes) -> str:
-    try:
-        text = data.decode().removeprefix(BOM)
-        bad, what = data.find(b"\0"), "a NUL byte"
+        text = data.decode(encoding or "utf-8").removeprefix(BOM)
+        bad, what = data.find(b"\0") if encoding is None else -1, "a NUL byte"
     except UnicodeDecodeError as error:
-        text, bad, what = "", error.start, "a byte that is not UTF-8"
+        text, bad, what = "", error.start, f"a byte that is not {encoding or 'UTF-8'}"
     if bad >= 0:
         line = data.count(b"\n", 0, bad) + 1
-        raise DataError(f"{label}: line {line}: {what} (0x{data[bad]:02x} at offset {bad}); save the file as UTF-8")
-    return text
+        raise DataError(f"{label}: line {line}: {what} (0x{data[bad]:02x} at offset {bad}); save the file as UTF-8, or "
+                        "name what it is in a TASK.yaml, as `encoding: cp1252`, gb18030 or utf-16")
+    return text, encoding or ""
 
 
-def _csv(label: str, data: bytes) -> Table:
-    text = _text(label, data)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(label: str, data: bytes, reading: Reading) -> Table:
+    text, encoding = _text(label, data, reading.encoding)
+    mark = "\t" if kind(label) == ".tsv" else _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     records: list[list[str]] = []
     line, limit = 1, csv.field_size_limit(len(text) + 1)  # the module's own limit is 128 KiB a cell
     try:
@@ -145,45 +146,119 @@ def _csv(label: str, data: bytes) -> Table:
         raise DataError(f"{label}: row {len(records)}, from line {line}: {error}; mend its quotes") from None
     finally:
         csv.field_size_limit(limit)
+    parted = "" if mark == "," else f"cells parted by {'tabs' if mark == chr(9) else mark}"
+    return _grid(label, records, (encoding, parted))
+
+
+def _delimiter(text: str) -> str:
+    """What parts the cells: the comma where lines of it are of one width, else what the csv library takes it for."""
+    there = "".join(mark for mark in ",;\t|" if mark in text.partition("\n")[0])
+    if len(there) < 2:
+        return there or ","
+    sample = text[:_SAMPLE]
+    widths = {len(record) for record in islice(csv.reader(io.StringIO(sample, newline="")), 20) if record}
+    if "," in there and len(widths) == 1 and widths != {1}:
+        return ","
+    try:
+        return csv.Sniffer().sniff(sample, there).delimiter
+    except csv.Error:
+        return ","
+
+
+def _xlsx(label: str, data: bytes, reading: Reading) -> Table:
+    try:
+        import openpyxl
+    except ImportError:
+        raise MachineError(f"{label}: Excel sheets are read by openpyxl, which is not installed; run: pip install "
+                           "openpyxl, or save the sheet as csv") from None
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        names = book.sheetnames
+        if reading.sheet and reading.sheet not in names:
+            raise DataError(f"{label}: no sheet {reading.sheet!r} (there: {', '.join(map(repr, names))}); name one of "
+                            "these as `sheet` in the TASK.yaml")
+        name = reading.sheet or names[0]
+        cells = [[str(cell) if isinstance(cell, date | time) else cell for cell in row]
+                 for row in book[name].iter_rows(values_only=True)]
+    except DataError:
+        raise
+    except Exception as error:  # a damaged workbook surfaces as whatever zip and xml raise
+        raise DataError(f"{label}: not a readable Excel workbook ({reason(error)}); save it again") from error
+    records = [["" if cell is None else cell for cell in row] for row in cells if any(cell is not None for cell in row)]
+    records[:1] = [[str(name) for name in row] for row in records[:1]]
+    if not records:
+        raise DataError(f"{label}: sheet {name!r} is empty; fill it, or name another as `sheet` in a TASK.yaml")
+    return _grid(label, records, (f"sheet {name}",))
+
+
+def _grid(label: str, records: list[list[Any]], how: tuple[str, ...]) -> Table:
+    """The table of records of which the first is the header."""
     header, *rows = _without_empty_ends(records)
-    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise DataError(f"{label}: the header {header[0]!r} has no comma but {other!r}; save the file with commas "
-                        "between the cells")
-    twice = [name for name in header if header.count(name) > 1]
+    twice = [name for name, count in Counter(header).items() if count > 1]
     ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
     if twice:
         raise DataError(f"{label}: two columns are called {twice[0]!r}; rename one")
     if ragged:
         raise DataError(f"{label}: {numbered(ragged)}: {len(rows[ragged[0] - 1])} cells under {len(header)} columns; "
                         "quote cells that hold commas or line breaks")
-    return Table(label, tuple(header), [(n, dict(zip(header, row, strict=True))) for n, row in enumerate(rows, 1)])
+    return Table(label, tuple(header), [(n, dict(zip(header, row, strict=True))) for n, row in enumerate(rows, 1)], how)
 
 
-def _without_empty_ends(records: list[list[str]]) -> list[list[str]]:
+def _without_empty_ends(records: list[list[Any]]) -> list[list[Any]]:
     """Records without the nameless columns at their right end that hold nothing, as spreadsheets leave them."""
     named = max((at for at, name in enumerate(records[0], 1) if name.strip()), default=0)
-    if any(cell.strip() for record in records for cell in record[named:]):
+    if all(len(record) == named for record in records) or any(
+            str(cell).strip() for record in records for cell in record[named:]):
         return records
     return [record[:named] for record in records]
 
 
-def _json(label: str, data: bytes) -> Table:
-    text = _text(label, data)
-    if text.lstrip().startswith("{") or label.lower().endswith("l"):
-        lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
-        rows = [(number, _parsed(label, line, number)) for number, line in lines if line.strip()]
+def _json(label: str, data: bytes, reading: Reading) -> Table:
+    text, encoding = _text(label, data, reading.encoding)
+    how: tuple[str, ...] = (encoding,)
+    if text.lstrip().startswith("{"):
+        try:
+            lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
+            rows = [(number, _parsed(label, line, number)) for number, line in lines if line.strip()]
+        except DataError as fault:
+            rows = list(enumerate(_objects(text), 1))
+            if not rows:
+                raise fault from None
+        if len(rows) == 1 and (name := _only_list(rows[0][1])):
+            rows, how = list(enumerate(rows[0][1][name], 1)), (*how, f"its list {name!r}")
     else:
         value = _parsed(label, text, 1)
         rows = list(enumerate(value if isinstance(value, list) else [value], 1))
     wrong = [number for number, row in rows if not isinstance(row, dict)]
     if wrong:
         raise DataError(f"{label}: {numbered(wrong)}: no object; make each row an object of columns and cells")
-    return Table(label, tuple(dict.fromkeys(name for _, row in rows for name in row)), rows)
+    return Table(label, tuple(dict.fromkeys(name for _, row in rows for name in row)), rows, how)
+
+
+def _only_list(value: Any) -> str | None:
+    """The name of the one list of objects in an object that is no row itself, as in `{"data": [...]}`."""
+    if not isinstance(value, dict) or any(name in value for name in CONVERSATIONS):
+        return None
+    names = [name for name, item in value.items()
+             if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)]
+    return names[0] if len(names) == 1 else None
+
+
+def _objects(text: str) -> list[Any]:
+    """Objects one after another, each over as many lines as it likes; [] where that is not what the text is."""
+    found, at, space = [], 0, re.compile(r"\s*")
+    try:
+        while (at := space.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+            value, at = _DECODER.raw_decode(text, at)
+            found.append(value)
+    except (json.JSONDecodeError, RecursionError):
+        return []
+    return found
 
 
 def _parsed(label: str, text: str, line: int) -> Any:
-    try:  # numbers stay the text they are written as: 1.50 is not 1.5, and 5,000 digits are no error
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda name: None)
+    try:
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{label}: line {line + error.lineno - 1}, column {error.colno}: {error.msg}; mend it: a list "
                         "of objects, or one object a line") from None
@@ -191,7 +266,7 @@ def _parsed(label: str, text: str, line: int) -> Any:
         raise DataError(f"{label}: line {line}: nested too deep; a row is one object with text in it") from None
 
 
-def _parquet(label: str, data: bytes) -> Table:
+def _parquet(label: str, data: bytes, reading: Reading) -> Table:
     import pyarrow
     from pyarrow import parquet
 
@@ -213,5 +288,5 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {}
 
 
-READERS: dict[str, Callable[[str, bytes], Table]]  # suffix -> reader of (label, the whole file)
-READERS = {".csv": _csv, ".json": _json, ".jsonl": _json, ".parquet": _parquet}
+READERS: dict[str, Callable[[str, bytes, Reading], Table]]  # suffix -> reader of (label, the whole file, how)
+READERS = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json, ".parquet": _parquet, ".xlsx": _xlsx}

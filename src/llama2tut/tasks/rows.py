@@ -101,14 +101,15 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
     """The table's rows as text; what is wrong or odd goes into `faults` and `notes`. No rows: no such split."""
     if task.chat:
         table = _as_cells(table, faults)
-    missing = [column for column in task.columns if column not in table.columns]
+    missing = [column for column in task.columns if column not in (*table.columns, *task.optional_columns)]
     if missing and table.rows:
         lacks, has, needs = (", ".join(map(repr, names)) for names in (missing, table.columns, task.columns))
         faults.append(f"{table.label}: no column {lacks} (there: {has}; task {task.name} needs {needs}); rename them, "
                       "or describe yours in a TASK.yaml")
         return []
     columns = dict.fromkeys((*{"id", *also}.intersection(table.columns), *task.columns))
-    optional = [repr(column) for column in task.prompt_columns if column not in (task.target, task.reference)]
+    optional = [repr(column) for column in task.prompt_columns
+                if column not in (task.target, task.reference, *task.optional_columns)]
     prompt = " and ".join(optional)
     bad: dict[tuple[str, str], list[int]] = {}
     headers = []
@@ -117,7 +118,8 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
         if all(cells.get(column) == column for column in task.columns):
             headers.append(number)
         texts = {column: cell_text(cells.get(column)) for column in columns}
-        wrong = {repr(column): fault for column, (_, fault) in texts.items() if fault and column in task.columns}
+        wrong = {repr(column): fault for column, (_, fault) in texts.items() if fault and column in task.columns
+                 and not (fault == "empty" and column in task.optional_columns)}
         if optional and all(wrong.get(column) == "empty" for column in optional):
             wrong = {prompt: "empty", **{column: fault for column, fault in wrong.items() if column not in optional}}
         for column, fault in wrong.items():

@@ -1,15 +1,19 @@
 """Where rows are: a folder, a file, a hub id, save_to_disk, the hub's cache, corpus.7z; which file is which split."""
 
+import glob
+import gzip
 import hashlib
+import io
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
 from llama2tut.resources import shipped
-from llama2tut.tasks.readers import READERS, Table, read_table, reason, unpack, with_class_names
+from llama2tut.tasks.readers import READERS, Reading, Table, kind, read_table, reason, with_class_names
 from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")
@@ -18,6 +22,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
 _SAMPLES = ("dialogues", "dialogues-zh")  # ship with llama2tut
 _SUFFIXES = (*READERS, ".7z")
+ARCHIVE_LIMIT = 256 * 2**20  # bytes that an archive may unpack to; SAMSum's corpus.7z: about 11 million
+GZ_LIMIT = 4 * 2**30  # bytes that a .gz may unpack to
 
 
 class Found(NamedTuple):
@@ -39,19 +45,22 @@ def find(task: Task, data: str | None) -> Found:
     if not name:
         raise DataError(f"--data: none given, and task {task.name} has none of its own; name a folder, file or hub id")
     path = shipped(f"data/{name}") if name in _SAMPLES else Path(os.path.expanduser(name))
+    reading = Reading(task.encoding, task.sheet)
     if os.path.isdir(path):
-        return _folder(path, name.rstrip("/") or name)
+        return _folder(path, name.rstrip("/") or name, reading)
     if os.path.isfile(path):
-        return _files(f"file {name}", {name: path})
+        return _files(f"file {name}", {name: path}, reading)
+    if matching := sorted(filter(os.path.isfile, glob.glob(str(path)))):
+        return _files(f"files {name}", {each: Path(each) for each in matching}, reading, together=True)
     if name.rstrip("/") == ARITHMETIC.default_data:
         raise DataError(f"--data: {name}: no such folder; make it with llama2tut gen-arithmetic")
-    if _HUB_ID.fullmatch(name) and path.suffix.lower() not in _SUFFIXES and not os.path.isdir(path.parts[0]):
-        return _hub(name)
+    if _HUB_ID.fullmatch(name) and kind(name) not in _SUFFIXES and not os.path.isdir(path.parts[0]):
+        return _hub(name, reading)
     raise DataError(f"--data: {name}: no such file or folder; mend it, or name a hub id (org/name), `dialogues` or "
                     "`dialogues-zh`")
 
 
-def _hub(name: str) -> Found:
+def _hub(name: str, reading: Reading) -> Found:
     if name.lower() in _SCRIPTED:
         raise DataError(f"--data: {name} is a script data set, which can no longer be loaded; use --data "
                         f"{_SCRIPTED[name.lower()]}, or its authors' corpus.7z")
@@ -65,7 +74,7 @@ def _hub(name: str) -> Found:
         advice = "name a local copy"
         if isinstance(error, ConnectionError):
             if os.path.isdir(cached / "snapshots"):
-                return _folder(cached, name)
+                return _folder(cached, name, reading)
             advice = f"{'unset HF_HUB_OFFLINE' if datasets.config.HF_HUB_OFFLINE else 'go online'}, or {advice}"
         elif "gated" in str(error):
             advice = f"accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
@@ -102,7 +111,7 @@ def split_of(file: str) -> str:
     return next((_WORDS[word] for word in words if word in _WORDS), "train")
 
 
-def _folder(path: Path, label: str) -> Found:
+def _folder(path: Path, label: str, reading: Reading) -> Found:
     source = f"folder {label}"
     if os.path.isdir(path / "snapshots"):  # the layout of the hub's cache; refs/main names the newest download
         main = path / "refs" / "main"
@@ -116,14 +125,14 @@ def _folder(path: Path, label: str) -> Found:
         return _saved(path, label)
     inside = {f"{label}/{file.relative_to(path).as_posix()}": file
               for place in (path, path / "data") if os.path.isdir(place) for file in place.iterdir()
-              if file.suffix.lower() in _SUFFIXES and not file.is_dir()
+              if kind(file.name) in _SUFFIXES and not file.is_dir()
               and not file.name.startswith(".")}  # macOS puts a ._train.csv beside train.csv
     if not inside and (folders := sorted({file.parent.relative_to(path).as_posix() for file in path.rglob("*")
-                                          if file.suffix.lower() in _SUFFIXES})):
+                                          if kind(file.name) in _SUFFIXES})):
         raise DataError(f"{source}: its rows are in folders ({', '.join(folders[:10])}); name one, as "
-                        f"--data {label}/{folders[0]}")
+                        f"--data {path / folders[0]}")
     top = {name: file for name, file in inside.items() if file.parent == path}
-    return _files(source, top if _by_split(source, top) else inside)
+    return _files(source, top if _by_split(source, top) else inside, reading)
 
 
 def _saved(path: Path, label: str) -> Found:
@@ -139,10 +148,18 @@ def _saved(path: Path, label: str) -> Found:
     return Found(f"folder {label} (save_to_disk)", tables, digests)
 
 
-def _files(source: str, files: dict[str, Path]) -> Found:
-    """The tables of `files` (label -> path): those with a split in their names, else one archive, else one file."""
+def _files(source: str, files: dict[str, Path], reading: Reading, *, together: bool = False) -> Found:
+    """The tables of `files` (label -> path): those with a split in their names, else one archive, else one file.
+
+    Files that are to be read `together` need no split in their names, and may have several of one split.
+    """
     archives = [name for name in files if name.lower().endswith(".7z")]
-    groups = _by_split(source, [name for name in files if name not in archives])
+    groups: dict[str, list[str]] = {}
+    if together:
+        for name in files:
+            groups.setdefault(split_of(name), []).append(name)
+    else:
+        groups = _by_split(source, [name for name in files if name not in archives])
     if not groups and len(archives or files) == 1:
         groups = {"train": archives or list(files)}
     contents = {name: files[name].read_bytes() for names in groups.values() for name in names}
@@ -154,9 +171,57 @@ def _files(source: str, files: dict[str, Path]) -> Found:
         there = ", ".join(sorted(contents or files)) or "none"
         raise DataError(f"{source}: no csv, json, jsonl or parquet file with train, validation (val, dev) or test in "
                         f"its name (there: {there}); rename them, or name one file with --data")
-    tables = {split: [read_table(name, contents[name]) for name in names] for split, names in groups.items()}
-    kinds = "/".join(sorted({name.rpartition(".")[2].lower() for name in contents}))
-    return Found(f"{source} ({len(contents)} {kinds} files)" if len(contents) > 1 else source, tables, digests)
+    count, kinds = len(contents), "/".join(sorted({kind(name)[1:] for name in contents}))
+    wanted = dict.fromkeys(name for names in groups.values() for name in names)
+    # Each file's bytes are let go as soon as its rows are there.
+    read = {name: read_table(name, _unzipped(name, contents.pop(name)), reading) for name in wanted}
+    tables = {split: [read[name] for name in names] for split, names in groups.items()}
+    how = dict.fromkeys(said for group in tables.values() for table in group for said in table.how if said)
+    said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
+    return Found(f"{source} ({', '.join(said)})" if said else source, tables, digests)
+
+
+def _unzipped(label: str, data: bytes) -> bytes:
+    """The contents of a `.gz`, or of any other file."""
+    if not label.lower().endswith(".gz"):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(GZ_LIMIT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{label}: not a readable .gz file ({reason(error)}); download it again") from None
+    if len(content) > GZ_LIMIT:
+        raise DataError(f"{label}: unpacks to more than {GZ_LIMIT // 2**30} GiB; unpack it yourself")
+    return content
+
+
+def unpack(label: str, data: bytes) -> dict[str, bytes]:
+    """The data files of a 7z archive, by their path in it; nothing is written to disk.
+
+    Raises:
+        DataError: not a 7z archive, damaged, encrypted, larger than `ARCHIVE_LIMIT`, or with a path that leaves it.
+    """
+    import py7zr
+    from py7zr.io import BytesIOFactory
+
+    factory: Any = BytesIOFactory(ARCHIVE_LIMIT)
+    try:
+        with py7zr.SevenZipFile(io.BytesIO(data)) as archive:
+            members = archive.list()
+            for name in (member.filename.replace("\\", "/") for member in members):
+                if ".." in name.split("/") or name.startswith("/") or name[1:2] == ":":
+                    raise DataError(f"{label}: its member {name!r} leaves the archive; use an archive that you trust")
+            # py7zr unpacks no more than the header declares, so the declared sizes bound the memory.
+            if sum(member.uncompressed for member in members) > ARCHIVE_LIMIT:
+                raise DataError(f"{label}: unpacks to more than {ARCHIVE_LIMIT // 2**20} MiB; unpack it yourself")
+            names = [member.filename for member in members if kind(member.filename) in READERS
+                     and not PurePosixPath(member.filename).name.startswith(".")]
+            archive.extract(targets=names, factory=factory)
+            return {name: factory.get(name).read() for name in names}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive surfaces as whatever its decoder raises, struct.error to LZMAError
+        raise DataError(f"{label}: not a readable 7z archive ({reason(error)}); download it again") from error
 
 
 def _by_split(source: str, names: Iterable[str]) -> dict[str, list[str]]:

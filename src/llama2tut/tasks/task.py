@@ -52,6 +52,8 @@ class Task:
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
         recipe: the recipe's name before its device suffix (`arithmetic` -> `arithmetic-cpu`).
         notes: what is odd about it, one warning each.
+        bare_prompt: in place of `prompt` where a row has nothing in the columns that only `prompt` names, or "".
+        encoding, sheet: of text files and of workbooks, where it is not UTF-8 and the first.
         chat: for conversations: the prompt's column `messages` is JSON of the turns before the answer; None otherwise.
     """
 
@@ -66,12 +68,21 @@ class Task:
     default_data: str | None = None
     recipe: str = "arithmetic"
     notes: tuple[str, ...] = ()
+    bare_prompt: str = ""
+    encoding: str | None = None
+    sheet: str | None = None
     chat: Chat | None = None
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """The columns that the template names, in order, each once."""
         return tuple(dict.fromkeys(_PLACEHOLDER.findall(self.prompt)))
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Those of the prompt's columns that a row may do without."""
+        needed = _PLACEHOLDER.findall(self.bare_prompt or self.prompt)
+        return tuple(column for column in self.prompt_columns if column not in needed)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -82,12 +93,14 @@ class Task:
         """The prompt for one row. Cells are put in as they are: braces in them are never filled again."""
         if self.chat:  # for people; the model gets what the chat template makes of the turns
             return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns(row))
-        return _PLACEHOLDER.sub(lambda match: row[match[1]], self.prompt)
+        optional = self.optional_columns
+        bare = optional and not any(row[column].strip(" \n\r\t\0") for column in optional)
+        return _PLACEHOLDER.sub(lambda match: row[match[1]], self.bare_prompt if bare else self.prompt)
 
     def asking(self, text: str) -> dict[str, str]:
-        """The row that asks one text: in the prompt's only column, or as a user's turn."""
+        """The row that asks one text: in the one column that a prompt needs, or as a user's turn."""
         cell = _as_json([{"role": "user", "content": text}]) if self.chat else text
-        return {self.prompt_columns[0]: cell}
+        return {column: "" if column in self.optional_columns else cell for column in self.prompt_columns}
 
 
 def turns(row: Mapping[str, str]) -> list[dict[str, str]]:
@@ -201,4 +214,20 @@ CHAT = Task(
     chat=Chat(),
 )
 
-BUILT_IN = {task.name: task for task in (ARITHMETIC, SAMSUM, CHAT)}
+# The two templates that instruction data in Stanford Alpaca's form is trained with everywhere.
+_ALPACA = ("Below is an instruction that describes a task{}. Write a response that appropriately completes the "
+           "request.\n\n### Instruction:\n{{instruction}}\n\n{}### Response:\n")
+ALPACA = Task(
+    name="alpaca",
+    prompt=_ALPACA.format(", paired with an input that provides further context", "### Input:\n{input}\n\n"),
+    bare_prompt=_ALPACA.format("", ""),
+    target="output",
+    reference="output",
+    metric="rouge",
+    extract=whole_answer,
+    max_new_tokens=256,
+    shorten="input",
+    recipe="samsum",
+)
+
+BUILT_IN = {task.name: task for task in (ARITHMETIC, SAMSUM, CHAT, ALPACA)}

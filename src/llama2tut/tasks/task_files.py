@@ -8,6 +8,8 @@
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
+    encoding: cp1252          # of text files [UTF-8, or what their BOM says]
+    sheet: Tickets            # of an .xlsx [the first]
     recipe: arithmetic        # recipe to start from: `samsum` means samsum-cpu or samsum-24gb [samsum]
 
 Without `prompt` and `target`, rows are conversations (`messages`, or ShareGPT's `conversations`):
@@ -18,6 +20,7 @@ Without `prompt` and `target`, rows are conversations (`messages`, or ShareGPT's
 """
 
 import ast
+import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -31,7 +34,8 @@ from llama2tut.tasks.metrics import METRICS
 from llama2tut.tasks.task import BUILT_IN, CHAT, SAMSUM, Chat, Extractor, Task, whole_answer
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
-         "max_new_tokens": int, "data": str, "recipe": str, "chat_template": str, "train_on": str}
+         "max_new_tokens": int, "data": str, "recipe": str, "encoding": str, "sheet": str, "chat_template": str,
+         "train_on": str}
 _OF_PROMPTS, _OF_CHATS = ("target", "reference", "shorten"), ("chat_template", "train_on")
 _LONGEST_PATTERN = 500
 _FUNCTION = "get_custom_dataset"  # what llama-recipes calls where a Python task names none
@@ -124,8 +128,14 @@ def _task(file: YamlFile) -> Task:
     task = Task(name=file.path.stem, prompt=prompt, target=target, reference=values.get("reference", target),
                 metric=metric, extract=extract, shorten=values.get("shorten"),
                 max_new_tokens=values.get("max_new_tokens", CHAT.max_new_tokens if chat else 128),
-                default_data=values.get("data"), recipe=values.get("recipe", SAMSUM.recipe),
+                default_data=values.get("data"), encoding=values.get("encoding"), sheet=values.get("sheet"),
+                recipe=values.get("recipe", SAMSUM.recipe),
                 notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat)
+    try:
+        codecs.lookup(task.encoding or "utf-8")
+    except LookupError:
+        faults.append(f"{file.at('encoding')}: there is no encoding {task.encoding}; name one as Python does, such as "
+                      "cp1252, gb18030 or utf-16")
     recipes = sorted({each.recipe for each in BUILT_IN.values()})
     if task.recipe not in recipes:
         faults.append(f"{file.at('recipe')}: there is no recipe {task.recipe}; name one of {', '.join(recipes)}")

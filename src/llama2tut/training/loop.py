@@ -86,7 +86,9 @@ class TrainingRun:
             if not self.schedule.batches:
                 raise DataError("there is no training row; give --data with at least one")
             self._announce(len(examples), sum(lengths))
-            return TrainingBatches(self.schedule, examples, self.at.micro, lambda turn: self._take(turn, examples))
+            self._batches = TrainingBatches(self.schedule, examples, self.at.micro, begin=self._begin,
+                                            collate=lambda rows: self._collate(examples, rows))
+            return self._batches
         once = dataclasses.replace(request, epochs=1, max_steps=None)
         self.validation = [self._collate(examples, rows) for _, rows in make_schedule(lengths, once).batches]
         return self.validation
@@ -161,6 +163,7 @@ class TrainingRun:
                 optimizer.load_state_dict(self._restore.pop("optimizer"))
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self._current_step)
+        self._batches.prepare()  # while a GPU still computes gradients
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
@@ -203,9 +206,9 @@ class TrainingRun:
         self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
                           + (f", going on after step {self.at.step:,}" if self.at.step else ""))
 
-    def _take(self, turn: Turn, examples: Examples) -> dict[str, Any] | None:
+    def _begin(self, turn: Turn) -> bool:
         self._turn = turn
-        return None if self.stopped_early else self._collate(examples, turn.rows)
+        return not self.stopped_early
 
     def _collate(self, examples: Examples, rows: list[list[int]]) -> dict[str, Any]:
         request = self.config.request

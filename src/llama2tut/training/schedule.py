@@ -125,12 +125,16 @@ class TrainingBatches:
         schedule: the whole sequence.
         examples: that its indices mean.
         first: micro-batches that are done.
-        take: turn -> its finished batch, or None to end.
+        collate: rows of example indices -> the finished batch.
+        begin: is told which turn comes; False ends the sequence.
     """
 
     def __init__(self, schedule: Schedule, examples: Sequence[Example], first: int,
-                 take: Callable[[Turn], dict[str, Any] | None]) -> None:
-        self.schedule, self.examples, self.first, self.take = schedule, examples, first, take
+                 collate: Callable[[list[list[int]]], dict[str, Any]], begin: Callable[[Turn], bool]) -> None:
+        self.schedule, self.examples, self.first = schedule, examples, first
+        self.collate, self.begin = collate, begin
+        self._turns: Iterator[Turn] = iter(())
+        self._ready: tuple[Turn, dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return self.schedule.turns_left(self.first, ranks.world())
@@ -138,9 +142,14 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trained = [sum(label != -100 for label in example["labels"][1:]) for example in self.examples]
         lengths = [len(example["input_ids"]) for example in self.examples]
-        turns = self.schedule.turns(self.first, trained, lengths, rank=ranks.rank(), world=ranks.world())
-        for turn in turns:
-            batch = self.take(turn)
-            if batch is None:
-                return
+        self._turns = self.schedule.turns(self.first, trained, lengths, rank=ranks.rank(), world=ranks.world())
+        self.prepare()
+        while self._ready and self.begin(self._ready[0]):
+            batch, self._ready = self._ready[1], None
             yield batch
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Make the next batch, unless it is there: better while a GPU is at work than while it waits."""
+        if not self._ready and (turn := next(self._turns, None)):
+            self._ready = turn, self.collate(turn.rows)

@@ -1,0 +1,165 @@
+"""Rows in every shape that other programs write: read alike, and said in one line."""
+
+import gzip
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+
+from llama2tut.errors import DataError, MachineError, UsageError
+from llama2tut.tasks.readers import read_table
+from llama2tut.tasks.rows import describe, load_rows
+from llama2tut.tasks.task import ALPACA, SAMSUM
+from llama2tut.tasks.task_files import load_task
+
+TASK = replace(SAMSUM, name="mails", prompt="{customer message}\n", target="team", reference="team", shorten=None)
+TEXTS = ("Où est mon colis, s'il vous plaît; vite?", 'He said "wait, no"', "Zwei\nZeilen\tmit Tabulator", "£5 – naïve")
+ROWS = [{"customer message": f"{n}: {TEXTS[n % 4]}", "team": "billing;tax" if n % 3 else "delivery"} for n in range(60)]
+FRAME = pandas.DataFrame(ROWS)
+
+
+def read(path, task=TASK) -> tuple[list[dict[str, str]], str]:
+    """All rows, in the file's order, and what was read and how."""
+    found = load_rows(task, str(path), seed=42)
+    rows = [*found.train, *found.validation, *found.test]
+    first = task.prompt_columns[0]
+    return sorted(rows, key=lambda row: int(row[first].split(":")[0])), describe(found).split(": ", 1)[1].split(": ")[0]
+
+
+def filtered(command: list[str], path: Path, target: Path) -> Path:
+    if not shutil.which(command[0]):
+        pytest.skip(f"{command[0]} is not installed")
+    target.write_bytes(subprocess.run([*command, path], capture_output=True, check=True).stdout)
+    return target
+
+
+@pytest.mark.parametrize(("name", "options", "how"), [
+    ("rows.csv", {}, ""), ("rows.csv", {"sep": ";"}, " (cells parted by ;)"),
+    ("rows.csv", {"sep": "\t"}, " (cells parted by tabs)"), ("rows.tsv", {"sep": "\t"}, " (cells parted by tabs)"),
+    ("rows.csv", {"sep": "|"}, " (cells parted by |)"), ("rows.csv", {"encoding": "utf-16"}, " (utf-16)"),
+    ("rows.csv", {"encoding": "utf-8-sig", "sep": ";"}, " (cells parted by ;)"), ("rows.csv.gz", {}, ""),
+    ("rows.tsv.gz", {"sep": "\t", "encoding": "utf-16"}, " (utf-16, cells parted by tabs)")])
+def test_csv_as_pandas_writes_it(tmp_path, name, options, how):
+    FRAME.to_csv(tmp_path / name, index=False, **options)
+    assert read(tmp_path / name) == (ROWS, f"file {tmp_path / name}{how}")
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("rows.json", {"orient": "records"}), ("rows.json", {"orient": "records", "indent": 2}),
+    ("rows.jsonl", {"orient": "records", "lines": True}), ("rows.jsonl", {"orient": "records", "indent": 1}),
+    ("rows.json.gz", {"orient": "records"}), ("rows.jsonl.gz", {"orient": "records", "lines": True})])
+def test_json_as_pandas_writes_it(tmp_path, name, options):
+    FRAME.to_json(tmp_path / name, **options)
+    assert read(tmp_path / name) == (ROWS, f"file {tmp_path / name}")
+
+
+def test_json_as_jq_prints_it(tmp_path):
+    FRAME.to_json(tmp_path / "rows.json", orient="records")
+    pretty = filtered(["jq", ".[]"], tmp_path / "rows.json", tmp_path / "pretty.jsonl")
+    assert pretty.read_text().count("\n") == 240
+    assert read(pretty)[0] == ROWS
+    wrapped = filtered(["jq", '{version: "1", data: .}'], tmp_path / "rows.json", tmp_path / "wrapped.json")
+    assert read(wrapped) == (ROWS, f"file {wrapped} (its list 'data')")
+    pretty.write_text(pretty.read_text() + '{"a": \n')
+    with pytest.raises(DataError, match=r"pretty\.jsonl: line 1, column"):
+        read(pretty)
+
+
+def test_text_as_iconv_writes_it(tmp_path):
+    FRAME.to_csv(tmp_path / "rows.csv", index=False)
+    western = filtered(["iconv", "-f", "UTF-8", "-t", "CP1252"], tmp_path / "rows.csv", tmp_path / "western.csv")
+    with pytest.raises(DataError, match=r"a byte that is not UTF-8 .* in a TASK\.yaml, as `encoding: cp1252`"):
+        read(western)
+    assert read(western, replace(TASK, encoding="cp1252")) == (ROWS, f"file {western} (cp1252)")
+    with pytest.raises(DataError, match="a byte that is not ascii"):
+        read(western, replace(TASK, encoding="ascii"))
+
+
+def test_an_excel_sheet(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "rows.xlsx"
+    with pandas.ExcelWriter(path) as book:
+        FRAME.to_excel(book, sheet_name="Mails", index=False)
+        pandas.DataFrame({"a": ["b"]}).to_excel(book, sheet_name="Notes", index=False)
+    assert read(path) == (ROWS, f"file {path} (sheet Mails)")
+    assert read(path, replace(TASK, sheet="Mails")) == (ROWS, f"file {path} (sheet Mails)")
+    with pytest.raises(DataError, match=r"no column .* \(there: 'a'"):
+        read(path, replace(TASK, sheet="Notes"))
+    with pytest.raises(DataError, match=r"no sheet 'Gone' \(there: 'Mails', 'Notes'\)"):
+        read(path, replace(TASK, sheet="Gone"))
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(DataError, match="not a readable Excel workbook"):
+        read(path)
+
+
+def test_without_openpyxl_a_sheet_is_refused_with_the_pip_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    with pytest.raises(MachineError, match=r"pip install openpyxl, or save the sheet as csv$"):
+        read(tmp_path / "rows.xlsx")
+
+
+def test_several_files_by_a_pattern(tmp_path):
+    for part in range(3):
+        FRAME[20 * part:20 * part + 20].to_json(tmp_path / f"part-{part}.jsonl", orient="records", lines=True)
+    (tmp_path / "other.jsonl").write_text("[]")
+    assert read(tmp_path / "part-*.jsonl") == (ROWS, f"files {tmp_path}/part-*.jsonl (3 jsonl files)")
+    FRAME[:20].to_json(tmp_path / "part-test.jsonl", orient="records", lines=True)
+    (tmp_path / "part-0.jsonl").unlink()
+    assert len(load_rows(TASK, f"{tmp_path}/part-*.jsonl", seed=42).test) == 20
+    with pytest.raises(DataError, match="no such file or folder"):
+        read(tmp_path / "nothing-*.jsonl")
+
+
+def test_a_damaged_or_huge_gz_is_refused(tmp_path, monkeypatch):
+    from llama2tut.tasks import sources
+
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"a" * 1000)[:-9])
+    with pytest.raises(DataError, match=r"not a readable \.gz file"):
+        read(path)
+    path.write_bytes(gzip.compress(b"a" * 1001))
+    monkeypatch.setattr(sources, "GZ_LIMIT", 1000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        read(path)
+
+
+def test_commas_stay_commas_whatever_else_a_header_holds():
+    table = read_table("rows.csv", b"a;b,team\n" + b"1: x;y;z,t\n" * 60)
+    assert (table.columns, set(table.how)) == (("a;b", "team"), {""})
+
+
+# Instructions
+
+def test_alpaca_rows_with_and_without_an_input(tmp_path):
+    rows = [{"instruction": f"{n}: Add.", "input": f"{n} and 1" if n % 2 else "", "output": str(n + 1)}
+            for n in range(60)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    assert read(tmp_path / "alpaca.json", ALPACA)[0] == rows
+    assert load_rows(ALPACA, str(tmp_path / "alpaca.json"), seed=42).notes == tuple(
+        f"file {tmp_path}/alpaca.json: no {split} split; 3 train rows are held out for it by seed 42"
+        for split in ("validation", "test"))
+    assert ALPACA.render(rows[1]).endswith("### Instruction:\n1: Add.\n\n### Input:\n1 and 1\n\n### Response:\n")
+    assert ALPACA.render(rows[0]).endswith("completes the request.\n\n### Instruction:\n0: Add.\n\n### Response:\n")
+    assert ALPACA.render(ALPACA.asking("Add.")) == ALPACA.render({"instruction": "Add.", "input": " "})
+
+
+def test_alpaca_rows_whose_file_has_no_input_at_all(tmp_path):
+    rows = [{"instruction": f"{n}: Say it.", "output": f"It {n}."} for n in range(60)]
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path / "alpaca.jsonl", ALPACA)[0] == [{**row, "input": ""} for row in rows]
+
+
+# The task file
+
+def test_a_task_file_names_encoding_and_sheet(tmp_path):
+    (tmp_path / "mails.yaml").write_text("prompt: '{customer message}'\ntarget: team\nencoding: cp1252\nsheet: Mails\n")
+    task = load_task(str(tmp_path / "mails.yaml"))
+    assert (task.encoding, task.sheet) == ("cp1252", "Mails")
+    (tmp_path / "mails.yaml").write_text("prompt: '{a}'\ntarget: b\nencoding: latin-99\n")
+    with pytest.raises(UsageError, match="there is no encoding latin-99"):
+        load_task(str(tmp_path / "mails.yaml"))
