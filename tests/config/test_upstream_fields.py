@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from llama2tut.config import upstream_fields as upstream
-from llama2tut.config.upstream_fields import OWNED, SETTABLE, check_upstream, setting_faults
+from llama2tut.config.upstream_fields import OWNED, SETTABLE, check_upstream, set_faults
 from llama2tut.errors import MachineError
 
 
@@ -68,13 +68,13 @@ def test_what_is_owned_exists_upstream():
 def test_what_cannot_be_set_is_said(monkeypatch, name, value, fault):
     monkeypatch.setattr(importlib.util, "find_spec",
                         lambda package, found=importlib.util.find_spec: found(package) if "llama" in package else None)
-    assert setting_faults({name: value}) == {name: fault}
+    assert set_faults({name: value}) == {name: fault}
 
 
 def test_what_is_settable_can_be_set(monkeypatch):
     right = {"bool": True, "int": 3, "float": 0.5, "str": "nf4", "Optional[str]": "x", "Optional[List[str]]": ["x"]}
     monkeypatch.setattr(upstream, "_NEEDS", {})
-    assert setting_faults({name: right[kind] for name, kind in SETTABLE.items()}) == {}
+    assert set_faults({name: right[kind] for name, kind in SETTABLE.items()}) == {}
 
 
 @pytest.mark.parametrize("answer", [None, ValueError("llama_cookbook.__spec__ is None")])

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from llama2tut.config.coercion import coerce, did_you_mean
 from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
 from llama2tut.config.runs import CONFIG_NAME
-from llama2tut.config.upstream_fields import setting_faults
+from llama2tut.config.upstream_fields import set_faults
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models.device import choose_device
@@ -33,7 +33,7 @@ def build_request(command: str, flags: Mapping[str, str]) -> Request:
     layer: dict[str, Any] = {}
     try:
         if cls is FinetuneRequest:
-            faults += [f"--set: {fault}" for fault in setting_faults(given.get("set", {})).values()]
+            faults += [f"--set: {fault}" for fault in set_faults(given.get("set", {})).values()]
             layer = _recipe_layer(given)
             given["set"] = {**layer.get("set", {}), **given.get("set", {})}
         # Only now: a recipe, too, may name what has no default.
@@ -156,7 +156,7 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
         except ValueError as error:
             faults.append(f"{file.at(key)}: {key} {error}, not {_short(repr(value))}; mend the value there")
     faults += [f"{file.at(f'llama_recipes.{name}')}: {fault}"
-               for name, fault in setting_faults(values.get("set", {})).items()]
+               for name, fault in set_faults(values.get("set", {})).items()]
     if is_python(values.get("task", "")):  # code, which only the command line may name
         del values["task"]
         if not saved:

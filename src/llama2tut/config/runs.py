@@ -1,4 +1,4 @@
-"""A run as it is resolved and stored: `llama2tut.yaml` in the output folder, the one channel into upstream's hooks."""
+"""A run with nothing left open, as it is stored in `llama2tut.yaml`; the hooks that upstream loads read it there."""
 
 import dataclasses
 import importlib.metadata

@@ -18,7 +18,7 @@ SETTABLE = {
     "wandb_config.tags": "Optional[List[str]]", "wandb_config.group": "Optional[str]",
     "wandb_config.notes": "Optional[str]", "wandb_config.mode": "Optional[str]",
 }
-# What flags and the engine own: setting it twice would let one silently win.
+# What flags and the engine set already: of two values one would win, and nobody would be told.
 OWNED = {
     "model_name": "--model", "output_dir": "--output-dir", "num_epochs": "--epochs", "max_train_step": "--max-steps",
     "lr": "--lr", "seed": "--seed", "context_length": "--context-length", "quantization": "--quantization",
@@ -56,9 +56,9 @@ def check_upstream() -> None:
         raise MachineError(f"llama-recipes {RELEASE} is not installed; run scripts/setup.sh, or: {INSTALL}")
 
 
-def setting_faults(settings: Mapping[str, Any]) -> dict[str, str]:
+def set_faults(values: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with `--set` or the YAML section `llama_recipes:`, by name."""
-    found = {name: _fault(name, value) for name, value in settings.items()}
+    found = {name: _fault(name, value) for name, value in values.items()}
     return {name: f"{name} {fault}" for name, fault in found.items() if fault}
 
 

@@ -96,7 +96,7 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
 
 @contextlib.contextmanager
 def get_peft_model(on_model: Callable[[Any], None]) -> Iterator[None]:
-    """`llama_cookbook/finetuning.py` offers no door between wrapping the model and making the optimizer.
+    """`llama_cookbook/finetuning.py` hands out the wrapped model nowhere before it makes the optimizer.
 
     Gradient checkpointing, autocast and resumed weights have to go in there; upstream has them for FSDP only
     (llama-cookbook's `prepare_model_for_kbit_training` is never called).

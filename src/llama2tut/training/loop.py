@@ -72,7 +72,7 @@ class TrainingRun:
         inner = model.get_base_model()
         inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         inner.register_forward_hook(self._after_forward, with_kwargs=True)
-        self._peak = peak_gib()  # upstream starts the count anew
+        self._peak = peak_gib()  # upstream resets PyTorch's count
 
     def batches(self, examples: Examples, context_length: int) -> TrainingBatches | list[dict[str, Any]]:
         """The finished batches of a split: the flat sequence of all epochs, or the validation rows in fixed order."""
@@ -167,7 +167,7 @@ class TrainingRun:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
-        # Reading the loss waits for the GPU, so it stands before the clock; upstream's own bar would wait here too.
+        # Reading the loss waits for the GPU, so time is taken after it; upstream's progress bar would wait here, too.
         loss, *asked = self._step.read(len(STOPPING))
         self._signal = next((number for number, some in zip(STOPPING, asked, strict=True) if some), self._signal)
         seconds = time.perf_counter() - self._step.started
@@ -212,7 +212,7 @@ class TrainingRun:
 
     def _collate(self, examples: Examples, rows: list[list[int]]) -> dict[str, Any]:
         request = self.config.request
-        # Rows of one width let a GPU reuse its kernels; a CPU gains more from having no padding.
+        # On a GPU all rows have one width, so that compiled kernels fit; on a CPU padding would cost more.
         width = request.context_length if request.packing and self.config.device == "cuda" else None
         if self.config.cuda_graphs:
             rows = rows + [[]] * (request.batch_size - len(rows))  # a short batch keeps the shape with rows of padding
@@ -262,7 +262,7 @@ class TrainingRun:
 
     def _save_if_due(self, optimizer: Any) -> None:
         if self.at.step == self.schedule.steps or self.stopped_early:
-            return  # the adapter is published now; and upstream divides by zero where nothing is left to train
+            return  # the adapter is published now, and resumed with no batch left, upstream would divide by zero
         every = self.config.request.save_steps
         due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
         if self._signal is None and not due:
@@ -277,7 +277,7 @@ class TrainingRun:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None or self.at.micro == self._resumed_micro:
-            # Asked twice, or before the first step has begun: nothing would be kept by waiting.
+            # Asked twice, or before the first step has begun, when there is nothing to keep.
             raise Interrupted(number, f"stopped at once; go on with: {self.config.resume_command}")
         self._signal = number
         self.console.note("finishing the step and writing a checkpoint; once more to stop at once")

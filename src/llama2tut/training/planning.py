@@ -57,7 +57,7 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
                      "pip install --no-deps liger-kernel==0.8.5")
     needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16 or fp8": precision in ("bf16", "fp8"),
-             "--quantization 4bit or none": quantization != "8bit",  # int8 products wait for the CPU
+             "--quantization 4bit or none": quantization != "8bit",  # int8 waits for the CPU, a graph cannot
              "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
     cuda_graphs = request.compile and not lacking
