@@ -61,7 +61,8 @@ may be nested. What is set here goes to `llama_recipes.finetuning.main` as it is
 """
 
 _OWNED = """
-These are set by llama2tut itself and refused; where there is a flag for the same thing, use that:
+These are set by llama2tut itself and refused; where there is a flag for the same thing, use that. Who types one of them
+as a flag, as the tutorials of llama-recipes do (`--num_epochs 3`, `--use_peft`), is told the same:
 """
 
 

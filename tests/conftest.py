@@ -13,6 +13,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="fuzz by hand: other examples each time, and many more")
+
+
+def pytest_configure(config):
+    if config.getoption("--long"):
+        os.environ["FUZZ_EXAMPLES"] = "800"
+
+
 @pytest.fixture(autouse=True)
 def no_kept_answers(monkeypatch, tmp_path_factory):
     """No comparison is answered by an earlier one."""

@@ -1,9 +1,14 @@
 """What can go wrong for a reason that the user can mend, and what ends a run early on purpose."""
 
+import os
+import re
 import signal
+import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+# torch's words on a CPU, C++'s own, and the system's.
+_NO_MEMORY = re.compile("can't allocate memory|bad_alloc|[Oo]ut of memory|[Cc]annot allocate memory")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, and a terminal that goes away
 
 P = ParamSpec("P")
@@ -58,7 +63,13 @@ class Interrupted(BaseException):
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out; PyTorch has a class of its own for that on a GPU only."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or "can't allocate memory" in str(error))
+            or bool(_NO_MEMORY.search(str(error))))
+
+
+def foreign(error: BaseException) -> bool:
+    """Whether an error was raised by somebody else's code: called by ours on what it cannot read, say."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and not frames[-1].filename.startswith(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Faults(list[str]):

@@ -50,6 +50,27 @@ def _disk_error(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def read_input(path: Path, most: int | None = None, *, pipe: bool = False) -> bytes:
+    """All of a file that somebody gave.
+
+    Args:
+        path: the file.
+        most: bytes, where more cannot be meant.
+        pipe: it may be a pipe, as `<(command)` is.
+
+    Raises:
+        OSError: it cannot be read, or may never end; `strerror` says so.
+    """
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or (pipe and stat.S_ISFIFO(kind))):
+        raise OSError(errno.EINVAL, "a device or a pipe, which may never end", os.fspath(path))
+    with open(path, "rb") as file:
+        data = file.read(-1 if most is None else most + 1)
+    if most is not None and len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", os.fspath(path))
+    return data
+
+
 def output_fault(path: Path) -> str | None:
     """Why a file or folder of this name could not be written, or None; nothing is touched to find out.
 
@@ -57,6 +78,8 @@ def output_fault(path: Path) -> str | None:
         The fault with its advice, to stand behind the flag: `is on a disk that cannot be written; give …`.
     """
     path = Path(os.path.realpath(path))
+    if os.path.islink(path):
+        return "is a link that leads in a circle; remove it, or give another"
     there = next(folder for folder in path.parents if os.path.lexists(folder))
     longest = os.pathconf(there, "PC_NAME_MAX") - len("..partial")
     if too_long := [part for part in path.parts if len(os.fsencode(part)) > longest]:

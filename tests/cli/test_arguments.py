@@ -112,3 +112,20 @@ def test_the_command_comes_first_and_is_known():
     assert fault.startswith("there is no command 'finetun' (did you mean finetune?); give one of gen-arithmetic, ")
     assert faults("")[0].startswith("there is no command '';")
     assert faults("-")[0].startswith("the command comes first, not -;")
+
+
+@pytest.mark.parametrize(("command", "typed", "meant"), [
+    ("infer", "--peft_model", "--adapter"), ("compare", "--peft-model", "--adapter"),
+    ("merge", "--model_name", "--model"),
+    ("finetune", "--dataset", "--task"), ("finetune", "--use_fp16", "--precision"),
+    ("finetune", "--custom_dataset.file", "--task"), ("finetune", "--custom_dataset.data_path", "--data"),
+    ("finetune", "--batch_size_training", "--batch-size"), ("finetune", "--num_epochs", "--epochs"),
+    ("finetune", "--model_name", "--model"), ("finetune", "--target_modules", "--lora-targets"),
+    ("finetune", "--use_peft", "leave it out"), ("finetune", "--enable_fsdp", "leave it out"),
+    ("finetune", "--weight_decay", "--set weight_decay=VALUE"), ("infer", "--num_epochs", "leave it out")])
+def test_flags_of_llama_recipes_lead_to_ours(command, typed, meant):
+    with pytest.raises(UsageError) as caught:
+        split_argv([command, typed, "x"])
+    fault, = caught.value.faults
+    assert typed in fault
+    assert f"{meant})" in fault

@@ -46,7 +46,7 @@ def test_what_is_owned_exists_upstream():
     ("lora_config.r", 4, "lora_config.r is set by llama2tut itself; use --lora-r"),
     ("save_model", True, "save_model is set by llama2tut itself; leave it out"),
     ("profiler_dir", "/etc", "profiler_dir is set by llama2tut itself; leave it out"),
-    ("dataset", "x", "dataset is set by llama2tut itself; leave it out"),
+    ("dataset", "x", "dataset is set by llama2tut itself; use --task"),
     ("weight_decy", 0, "weight_decy is no field of llama-recipes' config classes that a run reads (did you mean "
                        "weight_decay?); docs/configuration.md lists them"),
     ("fsdp_config.hsdp", True, "fsdp_config.hsdp is no field of llama-recipes' config classes that a run reads; "

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from llama2tut.cli import main as cli
 from llama2tut.config.requests import COMMANDS
 
-FUZZ = settings(max_examples=200, derandomize=True, deadline=None, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+# The same examples each time; with `pytest tests/faults/test_fuzz.py --long`, others and more.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+FUZZ = settings(max_examples=EXAMPLES, derandomize="FUZZ_EXAMPLES" not in os.environ, deadline=None, database=None,
+                print_blob=True, suppress_health_check=list(HealthCheck))
 CONFIGS = Path(__file__).parents[2] / "configs"
 NASTY = ["", " ", "-", "--", "---", "0", "-1", "1e3", "nan", "inf", "None", "true", "a,b", "a=b", "abc#def", "{}", "[",
          "\x00", "\x1b[2J", "\udcff", "数据", "9" * 50, "x" * 5000, "../..", ".", "!!python/name:os.system", "*a",
@@ -146,6 +148,49 @@ def test_json(content, jsonl, folder):
     assert refused(["--task", "arithmetic", "--data", name], folder)
     (folder / name).rename(folder / "p.jsonl")
     assert only_what_is_promised(["infer", "--prompt-file", "p.jsonl", "--model", "nowhere"], folder) == 2
+
+
+MODEL_FILES = ("toy/config.json", "toy/generation_config.json", "toy/tokenizer.json", "toy/tokenizer_config.json",
+               "toy/model.safetensors", "tuned/adapter_config.json", "tuned/adapter_model.safetensors",
+               "tuned/llama2tut.yaml")
+FIELD = st.one_of(SCALAR.filter(lambda value: not hasattr(value, "year")), st.sampled_from(
+    [10**9, -1, 1e308, [], {}, [[[]]], "../x", "a/b", {"a": {"b": 1}}]))
+
+
+@pytest.fixture
+def models(folder, toy_model_dir, toy_adapter_dir):
+    shutil.copytree(toy_model_dir, folder / "toy")
+    shutil.copytree(toy_adapter_dir, folder / "tuned")
+    return folder
+
+
+@settings(FUZZ, max_examples=EXAMPLES // 4)
+@given(name=st.sampled_from(MODEL_FILES), data=st.data())
+def test_models_and_adapters(name, data, models):
+    path = models / name
+    whole = path.read_bytes()
+    if name.endswith(".json") and data.draw(st.booleans()):
+        values = json.loads(whole)
+        key = data.draw(st.one_of(st.sampled_from(sorted(values)), TEXT))
+        path.write_text(json.dumps(values | {key: data.draw(FIELD)}), encoding="utf-8", errors="surrogatepass")
+    else:
+        path.write_bytes(data.draw(damaged([whole])))
+    try:
+        only_what_is_promised(["infer", "--adapter", "tuned", "--prompt", "a", "--max-new-tokens", "1"], models)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", [*(name for name in MODEL_FILES if not name.endswith("safetensors")), "x.yaml",
+                                  "x.json", "x.jsonl"])
+@pytest.mark.parametrize("nest", ["[", '{"a":', "- ", "{a: "])
+def test_deep_nesting(name, nest, models):
+    (models / name).write_text(nest * 20_000)
+    line = ["infer", "--adapter", "tuned", "--prompt", "a", "--max-new-tokens", "1"]
+    if name.startswith("x."):
+        line = ["finetune", "--task", "arithmetic", "--model", "nowhere",
+                "--config" if name == "x.yaml" else "--data", name]
+    assert only_what_is_promised(line, models) in ((0, 2) if name == "toy/generation_config.json" else (2,))
 
 
 def test_the_fuzz_reaches_what_is_right(folder, arithmetic_dir):

@@ -14,7 +14,8 @@ from pyarrow import parquet
 
 from llama2tut.errors import DataError
 from llama2tut.tasks import sources
-from llama2tut.tasks.readers import cell_text, numbered, read_table
+from llama2tut.tasks.readers import numbered, read_table
+from llama2tut.tasks.rows import cell_text
 from llama2tut.tasks.sources import unpack
 
 

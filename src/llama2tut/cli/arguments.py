@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.requests import COMMANDS
+from llama2tut.config.upstream_fields import hint
 from llama2tut.errors import UsageError
 
 _WORDS = {"true", "false"}
@@ -75,7 +76,7 @@ def _read_flag(word: str, words: list[str], fields: dict[str, dataclasses.Field[
             return (positive, "false", "") if not equals else ("", "", f"--{typed} takes no value; {seen}")
         if not equals:
             _drop_value(words)
-        known = did_you_mean(name.replace("_", "-"), kebab, "--")
+        known = hint(name, fields) or did_you_mean(name.replace("_", "-"), kebab, "--")
         return "", "", f"--{typed} is no flag of {command}{known}; {seen}"
     if equals:
         return name, value, ""

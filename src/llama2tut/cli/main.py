@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a defect in the program, 2 bad usage, input, data, model o
 """
 
 import contextlib
-import errno
 import importlib
 import inspect
 import io
@@ -18,17 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llama2tut import __version__
+from llama2tut.cli.blame import not_ours
 from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console, Result
-from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError, ran_out
+from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError
 from llama2tut.gpu import ranks
 from llama2tut.gpu.launch import Failure, StartRanks, launch
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
-# What a path or a disk can be to blame for, wherever it is met first; a file that is not there is looked for before.
-_OF_THE_MACHINE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
-                   errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 
 
 class _Nowhere(io.TextIOBase):
@@ -89,8 +86,8 @@ def _main(argv: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return code  # the reader of stdout (`| head`) has seen enough
-    except Exception as error:
-        if blame := _not_ours(error):
+    except BaseException as error:  # Rust's panics are no Exception
+        if blame := not_ours(error):
             return _say(Failure(None, 2, blame), console)
         return _say(Failure(None, 1, f"{type(error).__name__}: {error}", traceback.format_exc()), console)
 
@@ -110,17 +107,6 @@ def _say(failure: Failure, console: Console) -> int:
     if (more := len(faults) - _MOST_FAULTS) > 0:
         console.note(f"llama2tut: error: {more:,} more; mend these first")
     return failure.exit_code
-
-
-def _not_ours(error: Exception) -> str | None:
-    """What the machine is to blame for wherever it is met, in a line with what to do; None for a defect."""
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
-        return f"the package {error.name} is not installed; run scripts/setup.sh"
-    if ran_out(error):
-        return "memory ran out; close other programs, or use a smaller --model, --batch-size or --context-length"
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}; mend that, or name another"
-    return None
 
 
 @contextlib.contextmanager

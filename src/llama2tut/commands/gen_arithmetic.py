@@ -21,9 +21,10 @@ from llama2tut import resources
 from llama2tut.config.requests import GenArithmeticRequest, Op
 from llama2tut.console import Console, Result
 from llama2tut.errors import DataError, UsageError
-from llama2tut.files import output_fault, staging, sync, writing
+from llama2tut.files import output_fault, read_input, staging, sync, writing
 from llama2tut.tasks.task import ARITHMETIC
 
+_LONGEST_TEMPLATES = 10_000_000  # bytes
 TEMPLATES = "data/prompts/arithmetic_templates.txt"
 SIGNS: Mapping[Op, str] = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMMUTATIVE: frozenset[Op] = frozenset({"add", "mul"})
@@ -108,7 +109,7 @@ def _taken(files: Iterable[Path], *, force: bool) -> list[str]:
 def _read_templates(path: Path, ops: tuple[Op, ...]) -> Templates:
     """The file's templates for each of `ops`."""
     try:
-        data = path.read_bytes()
+        data = read_input(path, _LONGEST_TEMPLATES, pipe=True)
         return templates_from_text(data.decode("utf-8"), ops, str(path))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1

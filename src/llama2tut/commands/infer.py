@@ -22,6 +22,7 @@ from llama2tut.models.device import ranks_to_start
 
 _WAIT = 3  # seconds for the first byte of a pipe
 _SHARED = 512  # prompts of a rank between two exchanges of answers
+_LARGEST = 2**24  # bytes of one prompt; no model reads as many
 _AGAIN = "run the same command again: it goes on"
 
 
@@ -155,11 +156,14 @@ def _standard_input() -> str:
         raise UsageError("there is no prompt; give --prompt TEXT, --prompt-file FILE, --task TASK, or text on standard "
                          "input")
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        data = sys.stdin.buffer.read(_LARGEST + 1)
+        text = data.decode("utf-8") if len(data) <= _LARGEST else ""
     except UnicodeDecodeError as error:
         raise DataError(f"standard input: byte {error.start} is not UTF-8; give UTF-8 text") from None
     except OSError as error:
         raise DataError(f"standard input cannot be read ({error.strerror}); give text, or --prompt TEXT") from None
+    if len(data) > _LARGEST:
+        raise DataError(f"standard input has more than {_LARGEST:,} bytes; give one prompt there")
     if not text.strip():
         raise UsageError("standard input is empty; give a prompt there, or with --prompt TEXT")
     return text.removesuffix("\n").removesuffix("\r")

@@ -103,7 +103,8 @@ class FinetuneRequest:
                                               "one]", least=0, most=1024, group="Run")
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
-    dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing", group="Run")
+    dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing; runs a FILE.py for its rows",
+                         group="Run")
     show: int = flag(1, "with --dry-run: N examples as the model gets them", least=1, group="Run")
     force: bool = flag(False, "replace a finished run in the output folder", group="Run")
 

@@ -140,7 +140,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The objects of metrics.jsonl, one a step and kind: what a resumed run did again replaces what it did before."""
     entries: dict[tuple[int, bool], dict[str, Any]] = {}
     path = folder / METRICS_NAME
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
             if all(value is None or math.isfinite(value) for value in entry.values()):

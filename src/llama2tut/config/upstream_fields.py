@@ -1,7 +1,7 @@
 """What `--set` reaches: the fields of llama-recipes' own config classes, in the one release that is wrapped."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llama2tut.config.coercion import did_you_mean
@@ -18,28 +18,46 @@ SETTABLE = {
     "wandb_config.tags": "Optional[List[str]]", "wandb_config.group": "Optional[str]",
     "wandb_config.notes": "Optional[str]", "wandb_config.mode": "Optional[str]",
 }
-# What flags and the engine set already: of two values one would win, and nobody would be told.
+# llama-recipes' names -> ours: what flags and the engine set already; of two values one would win, and nobody would be
+# told. The one table of them: for `--set`, for whoever types them as flags, and for the docs.
 OWNED = {
     "model_name": "--model", "output_dir": "--output-dir", "num_epochs": "--epochs", "max_train_step": "--max-steps",
     "lr": "--lr", "seed": "--seed", "context_length": "--context-length", "quantization": "--quantization",
     "batch_size_training": "--batch-size", "gradient_accumulation_steps": "--gradient-accumulation-steps",
     "use_fp16": "--precision", "from_peft_checkpoint": "--resume", "max_eval_step": "--eval-limit",
-    "gamma": "--schedule",
+    "gamma": "--schedule", "dataset": "--task", "custom_dataset.file": "--task", "custom_dataset.data_path": "--data",
     "lora_config.r": "--lora-r", "lora_config.lora_alpha": "--lora-alpha",
     "lora_config.lora_dropout": "--lora-dropout", "lora_config.target_modules": "--lora-targets",
 } | dict.fromkeys(
-    ("dataset", "batching_strategy", "save_model", "val_batch_size", "run_validation", "num_workers_dataloader",
+    ("batching_strategy", "save_model", "val_batch_size", "run_validation", "num_workers_dataloader",
      "use_peft", "peft_method", "enable_fsdp", "low_cpu_fsdp", "use_fast_kernels", "tokenizer_name", "one_gpu",
      "freeze_layers", "num_freeze_layers", "freeze_LLM_only", "mixed_precision", "dist_checkpoint_root_folder",
-     "dist_checkpoint_folder", "save_optimizer", "custom_dataset.file", "custom_dataset.data_path",
-     "custom_dataset.dataset", "custom_dataset.train_split", "custom_dataset.test_split",
+     "dist_checkpoint_folder", "save_optimizer", "custom_dataset.dataset", "custom_dataset.train_split",
+     "custom_dataset.test_split",
      "quantization_config.compute_dtype", "quantization_config.quant_storage",
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
+_OF_ITS_INFERENCE = {"peft_model": "--adapter", "prompt_file": "--prompt-file", "user_prompt": "--prompt"}
 _NEEDS = {"use_wandb": "wandb", "flop_counter": "tabulate"}  # packages that training never needs otherwise
 _TYPES: dict[str, tuple[type[Any], ...]] = {
           "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
           "Optional[str]": (str, type(None)), "Optional[List[str]]": (list, type(None))}
+
+
+def hint(name: str, flags: Collection[str]) -> str:
+    """What to type where llama-recipes has a flag of this name and the command has none; nothing where neither has.
+
+    Args:
+        name: with underscores, as it was typed.
+        flags: the command's own, with underscores.
+    """
+    if name in SETTABLE and "set" in flags:
+        return f" (llama-recipes' own: give it as --set {name}=VALUE)"
+    name = f"lora_config.{name}" if f"lora_config.{name}" in OWNED else name
+    ours = OWNED.get(name) or _OF_ITS_INFERENCE.get(name)
+    if ours and ours.removeprefix("--").replace("-", "_") in flags:
+        return f" (llama-recipes' name for {ours})"
+    return " (llama-recipes' own: leave it out)" if name in OWNED else ""
 
 
 def check_upstream() -> None:

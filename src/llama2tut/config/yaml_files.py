@@ -1,5 +1,6 @@
 """Untrusted YAML -> plain values with their line numbers: no tags, anchors, duplicate keys or surprising sizes."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import yaml
 
 from llama2tut.errors import UsageError
+from llama2tut.files import read_input
 
 _LARGEST = 200_000  # bytes; the longest recipe that ships has under 2,000
 _TEXT = "tag:yaml.org,2002:str"
@@ -68,13 +70,12 @@ def read_yaml(path: Path) -> YamlFile:
             or duplicate keys; every such place is named with its line.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        data = read_input(path, _LARGEST)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise UsageError(f"{path}: {reason} are no configuration; give the YAML file itself") from None
         raise UsageError(f"{path}: cannot be read ({reason}); give a YAML file that exists") from None
-    if len(data) > _LARGEST:
-        raise UsageError(f"{path}: more than {_LARGEST:,} bytes are no configuration; give the YAML file itself")
     try:
         values, lines = plain_values(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -103,7 +104,7 @@ def plain_values(text: str) -> tuple[Any, dict[str, int]]:
         return loader.construct_document(root) if root else None, lines
     except RecursionError:
         raise UsageError("1: nested too deeply; write plain `key: value` lines") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is beyond what a character can be
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]

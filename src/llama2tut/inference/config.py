@@ -9,20 +9,21 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
+from llama2tut.files import read_input
 from llama2tut.inference.groups import own_groups
 from llama2tut.inference.templates import asked, own_template
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.metrics import check_references
-from llama2tut.tasks.readers import cell_text
-from llama2tut.tasks.rows import load_rows
+from llama2tut.tasks.rows import cell_text, load_rows
 from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task, task_digest
 
 _BETWEEN = "\n\n"  # worked examples in a prompt
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
+_LARGEST = 256 * 2**20  # bytes of prompts
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def read_prompts(path: Path) -> list[str]:
     import json
 
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_input(path, _LARGEST, pipe=True).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"--prompt-file {path} cannot be read ({error.strerror}); give a text or .jsonl file") from None
     except UnicodeDecodeError as error:

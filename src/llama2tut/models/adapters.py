@@ -13,7 +13,7 @@ from llama2tut.config.runs import CONFIG_NAME
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
-from llama2tut.models.checkpoint_files import read_json, tensor_shapes
+from llama2tut.models.checkpoint_files import read_json, refuse_endless, tensor_shapes
 from llama2tut.models.smollm2 import ALIAS
 
 _LORA = re.compile(r"\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight$")
@@ -78,6 +78,7 @@ def read_adapter(path: Path) -> Adapter:
         if (path / "checkpoints").is_dir():
             raise ModelError(f"--adapter {path} is an unfinished run: finish it with `llama2tut finetune … --resume`")
         raise ModelError(f"--adapter {path} has no adapter_config.json: give a finetune run's output folder")
+    refuse_endless(path)
     config = read_json(path / "adapter_config.json")
     r, alpha, base, targets = (config.get(key) for key in ("r", "lora_alpha", "base_model_name_or_path",
                                                            "target_modules"))

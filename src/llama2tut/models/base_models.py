@@ -5,6 +5,7 @@
 """
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import Faults, ModelError
-from llama2tut.models.checkpoint_files import check_folder, linear_shapes, llama_config, read_json, weights_digest
+from llama2tut.models.checkpoint_files import (
+    check_folder,
+    linear_shapes,
+    llama_config,
+    read_json,
+    text_growth,
+    weights_digest,
+)
 from llama2tut.models.loading import loading
 from llama2tut.models.smollm2 import ALIAS, converted
 from llama2tut.tasks.readers import reason
 
+_MOST_GROWTH = 1_000  # of a text by a tokenizer
 DEFAULT_GPU = "meta-llama/Llama-2-7b-hf"
 DEFAULT_CPU = ALIAS
 
@@ -70,10 +79,10 @@ def resolve(name: str) -> BaseModel:
         ModelError: no such model, not a Llama, incomplete, not in safetensors, gated or out of reach.
         MachineError: the alias cannot be converted here.
     """
-    folder = converted() if name == ALIAS else Path(name).expanduser()
+    folder = converted() if name == ALIAS else Path(os.path.expanduser(name))
     if folder.is_dir():
         config = check_folder(folder)
-        return BaseModel(name, str(folder.resolve()), config, notes=_notes(folder, config))
+        return BaseModel(name, os.path.realpath(folder), config, notes=_notes(folder, config))
     if folder.exists():
         raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -134,6 +143,9 @@ def _notes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         tokenizer = read_json(folder / "tokenizer.json")
         added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
         tokens = max([len(tokenizer["model"]["vocab"]), *added])
+        growth = text_growth(tokenizer)
+    if growth > _MOST_GROWTH:
+        raise ModelError(f"{folder / 'tokenizer.json'} makes up to {growth:,.0f} letters of one: give another one")
     if tokens <= config["vocab_size"]:
         return ()
     return (f"the tokenizer has {tokens:,} tokens and the model {config['vocab_size']:,}: untrained rows are added",)

@@ -3,15 +3,40 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llama2tut.errors import ModelError
+from llama2tut.files import read_input
 
+_LONGEST_HEADER = 100_000_000  # bytes, as for the safetensors library
 _SAMPLES = 256  # places of a file of weights that its digest looks at
 _COPY_AGAIN = "copy or download it again"
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+# What transformers takes as it is, and fails over, or allocates, much later; null stands for its default.
+_COUNT = (_whole(1, 2**24), "a whole number from 1 to 16,777,216")
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("head_dim", "num_key_value_heads", "max_position_embeddings", "pretraining_tp", "vocab_size",
+                     "hidden_size", "intermediate_size", "num_attention_heads"), _COUNT),
+    "num_hidden_layers": (_whole(1, 10_000), "a whole number from 1 to 10,000"),
+    "num_labels": (_whole(0, 100_000), "a whole number up to 100,000"),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache"),
+                    (lambda value: type(value) is bool, "true or false")),
+    **dict.fromkeys(("return_dict", "use_return_dict"), (lambda value: value is True, "true")),
+    "sliding_window": (lambda value: False, "none"),
+    "layer_types": (lambda value: isinstance(value, list) and {"full_attention"}.issuperset(map(str, value)),
+                    "full_attention alone"),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout"),
+                    (lambda value: type(value) in (int, float) and 0 <= value < 1e12, "a number from 0")),
+    "hidden_act": (lambda value: isinstance(value, str), "a name"),
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -21,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: the file is missing, unreadable, or holds something else.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_input(path))
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}): {_COPY_AGAIN}") from None
     except (ValueError, RecursionError) as error:
@@ -29,6 +54,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object: {_COPY_AGAIN}")
     return value
+
+
+def text_growth(tokenizer: Mapping[str, Any]) -> float:
+    """How many times longer the steps of a tokenizer.json can make a text of one letter; for real ones below ten."""
+    growth, added = 1.0, 0
+    steps = [tokenizer.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")]
+    while steps:
+        step = steps.pop()
+        if isinstance(step, list):
+            steps += step
+        elif isinstance(step, dict):
+            pattern = step.get("pattern")
+            literal = pattern.get("String") if isinstance(pattern, dict) else None
+            growth *= max(1, len(str(step.get("content") or "")) / max(1, len(str(literal or ""))))
+            added += len(str(step.get("prepend") or "")) + len(step.get("single") or ()) + len(step.get("ids") or ())
+            steps += step.values()
+    return growth + added
+
+
+def refuse_endless(folder: Path) -> None:
+    """See that a folder holds nothing that would hang whoever reads it.
+
+    Raises:
+        ModelError: a device, a pipe or a socket is in it.
+    """
+    if odd := [path for path in folder.iterdir() if path.exists() and not path.is_file() and not path.is_dir()]:
+        raise ModelError(f"{odd[0]} is a device or a pipe, which may never end: {_COPY_AGAIN}")
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -41,7 +93,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")  # the file: 8 bytes of length, a JSON header, the data
-            header = json.loads(file.read(min(length, size)))
+            header = json.loads(file.read(min(length, size, _LONGEST_HEADER)))
         header.pop("__metadata__", None)
         whole = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
         shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
@@ -65,7 +117,7 @@ def weights_digest(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(length))
+            digest.update(file.read(min(length, _LONGEST_HEADER)))
             for place in range(8 + length, path.stat().st_size, max(1, path.stat().st_size // _SAMPLES)):
                 file.seek(place)
                 digest.update(file.read(64))
@@ -95,6 +147,10 @@ def llama_config(folder: Path) -> dict[str, Any]:
     wrong = [key for key in sizes if type(config.get(key)) is not int or config[key] < 1]
     if wrong:
         raise ModelError(f"{folder / 'config.json'} has no {', '.join(wrong)}: {_COPY_AGAIN}")
+    for key, (fits, wanted) in _FIELDS.items():
+        if config.get(key) is not None and not fits(config[key]):
+            raise ModelError(f"{folder / 'config.json'}: {key} is {str(config[key])[:60]} where a Llama has {wanted}: "
+                             f"{_COPY_AGAIN}")
     return config
 
 
@@ -118,6 +174,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: something is missing, cut short, pickled, quantised already or of another shape.
     """
+    refuse_endless(folder)
     config = llama_config(folder)
     index = folder / "model.safetensors.index.json"
     files = ["model.safetensors"]

@@ -33,8 +33,9 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # KeyError, AttributeError, ImportError …: whatever their parsers run into
-        if ran_out(error):
+    except BaseException as error:  # KeyError, AttributeError, ImportError …: whatever their parsers run into
+        panic = type(error).__name__ == "PanicException"  # what Rust raises past `except Exception`
+        if ran_out(error) or not (panic or isinstance(error, Exception)):
             raise
         kind = type(error).__name__
         fault = f"{what} cannot be loaded ({kind}: {textwrap.shorten(str(error), 200, placeholder=' …')})"

@@ -8,6 +8,10 @@ import re
 from llama2tut.reports.comparison import Comparison
 from llama2tut.reports.wording import select
 
+# A spreadsheet may pass over white space, controls and zero-widths before the sign that starts a formula.
+_FORMULA = re.compile(r"[\s\x00-\x1f\x7f-\xa0\xad\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]*[=+\-@＝＋－＠]"
+                      r"|[ \n]*[\t\r]")
+
 
 def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = False) -> str:
     """Every row as csv: prompt, reference, answers, their headline scores, which were cut off, and the row's groups.
@@ -16,7 +20,7 @@ def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = F
         spreadsheet_safe: an apostrophe before cells that a spreadsheet would run as a formula.
     """
     def cell(text: str | None) -> str:
-        return re.sub(r"\A(?=[ \n]*[=+\-@\t\r＝＋－＠])", "'" if spreadsheet_safe else "", text or "")
+        return "'" + text if spreadsheet_safe and text and _FORMULA.match(text) else text or ""
 
     scored = [f"{name}_{comparison.metric.headline}" for name in comparison.names] if comparison.metric else []
     by = dict.fromkeys(name for row in comparison.rows for name in row.groups)

@@ -7,13 +7,12 @@ import codecs
 import csv
 import io
 import json
-import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
-from decimal import Decimal
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -26,6 +25,8 @@ _SAMPLE = 65_536  # characters by which a csv's delimiter is told
 # Numbers stay the text they are written as: 1.50 is not 1.5, and 5,000 digits are no error.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None)
 
+_ROW_BYTES = 64  # of Python for an empty row, about
+ARCHIVE_LIMIT = 256 * 2**20  # bytes that an archive may unpack to; SAMSum's corpus.7z: about 11 million
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,6 @@ def numbered(rows: list[int]) -> str:
 def reason(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def cell_text(value: Any) -> tuple[str, str | None]:
-    """A cell as text, and what is wrong with it, or None; `empty` for None, NaN and white space.
-
-    Numbers count as their text; a float without a fraction, as parquet keeps whole numbers beside gaps, as an integer.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | None):
-        return "", f"not text but {type(value).__name__}"
-    if isinstance(value, float):
-        value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    text = "" if value is None else str(value)
-    if not text.strip():
-        return text, "empty"
-    if "\0" in text:
-        return text, "not text: it holds a NUL character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text, "not text: it holds half of a surrogate pair"
-    return text, None
 
 
 def kind(name: str) -> str:
@@ -172,6 +152,9 @@ def _xlsx(label: str, data: bytes, reading: Reading) -> Table:
         raise MachineError(f"{label}: Excel sheets are read by openpyxl, which is not installed; run: pip install "
                            "openpyxl, or save the sheet as csv") from None
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > max(ARCHIVE_LIMIT, 100 * len(data)):
+                raise DataError(f"{label}: unpacks to more than {ARCHIVE_LIMIT // 2**20} MiB; save the sheet as csv")
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         names = book.sheetnames
         if reading.sheet and reading.sheet not in names:
@@ -271,11 +254,24 @@ def _parquet(label: str, data: bytes, reading: Reading) -> Table:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(io.BytesIO(data))
-        rows = Table(label, tuple(table.column_names), list(enumerate(table.to_pylist(), 1)))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text in it is not UTF-8
+        file = parquet.ParquetFile(io.BytesIO(data))
+        schema = file.schema_arrow
+        # A value that is written once and pointed to by every row unpacks to any size: few at a time are looked at.
+        most, rows = max(ARCHIVE_LIMIT, 100 * len(data)), list[dict[str, Any]]()
+        stored = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+        size = stored if stored > most else 0
+        for batch in file.iter_batches(batch_size=max(1, min(256, most // max(1, stored)))) if not size else ():
+            unpacked = batch.to_pylist()
+            size += sum(_ROW_BYTES + len(repr(row)) for row in unpacked)
+            if size > most:
+                break
+            rows += unpacked
+        if size > most:
+            raise DataError(f"{label}: unpacks to more than {most // 2**20:,} MiB; write its rows as csv")
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # not UTF-8; a date beyond 9999
         raise DataError(f"{label}: not a readable parquet file ({reason(error)}); download or write it again") from None
-    return with_class_names(rows, _class_names(table.schema.metadata or {}))
+    table = Table(label, tuple(schema.names), list(enumerate(rows, 1)))
+    return with_class_names(table, _class_names(schema.metadata or {}))
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -14,14 +14,16 @@ A set without a validation or test split has rows held out of train for it: 5 % 
 most 1,000, by their seeded order; so every command that is given the same seed sees the same splits.
 """
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
-from llama2tut.tasks.readers import Table, cell_text, numbered
+from llama2tut.tasks.readers import Table, numbered
 from llama2tut.tasks.sources import SPLITS, Found, find, split_of
 from llama2tut.tasks.task import CONVERSATIONS, Task, chat_cells
 
@@ -89,6 +91,27 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
         raise DataError(*faults)
     train, validation, test = ([placed.row for placed in rows[split] if split in splits] for split in SPLITS)
     return Rows(train, validation, test, found.source, found.digests, tuple(notes))
+
+
+def cell_text(value: Any) -> tuple[str, str | None]:
+    """A cell as text, and what is wrong with it, or None; `empty` for None, NaN and white space.
+
+    Numbers count as their text; a float without a fraction, as parquet keeps whole numbers beside gaps, as an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | None):
+        return "", f"not text but {type(value).__name__}"
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    text = "" if value is None else str(value)
+    if not text.strip():
+        return text, "empty"
+    if "\0" in text:
+        return text, "not text: it holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text, "not text: it holds half of a surrogate pair"
+    return text, None
 
 
 def describe(rows: Rows) -> str:

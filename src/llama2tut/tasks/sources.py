@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from llama2tut.errors import DataError
+from llama2tut.errors import DataError, UserError, foreign, ran_out
+from llama2tut.files import read_input
 from llama2tut.resources import shipped
-from llama2tut.tasks.readers import READERS, Reading, Table, kind, read_table, reason, with_class_names
+from llama2tut.tasks.readers import ARCHIVE_LIMIT, READERS, Reading, Table, kind, read_table, reason, with_class_names
 from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")
@@ -22,7 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
 _SAMPLES = ("dialogues", "dialogues-zh")  # ship with llama2tut
 _SUFFIXES = (*READERS, ".7z")
-ARCHIVE_LIMIT = 256 * 2**20  # bytes that an archive may unpack to; SAMSum's corpus.7z: about 11 million
+_MOST_COLUMNS = 10_000
 GZ_LIMIT = 4 * 2**30  # bytes that a .gz may unpack to
 
 
@@ -138,6 +139,8 @@ def _folder(path: Path, label: str, reading: Reading) -> Found:
 def _saved(path: Path, label: str) -> Found:
     import datasets
 
+    if odd := [file for file in path.rglob("*") if file.exists() and not file.is_file() and not file.is_dir()]:
+        raise DataError(f"folder {label}: {odd[0].name} is a device or a pipe, which may never end; save it again")
     try:
         loaded: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets lets through whatever json, pyarrow and the file system raise
@@ -162,7 +165,7 @@ def _files(source: str, files: dict[str, Path], reading: Reading, *, together: b
         groups = _by_split(source, [name for name in files if name not in archives])
     if not groups and len(archives or files) == 1:
         groups = {"train": archives or list(files)}
-    contents = {name: files[name].read_bytes() for names in groups.values() for name in names}
+    contents = {name: read_input(files[name]) for names in groups.values() for name in names}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     for name in [name for name in contents if name in archives]:
         contents = {f"{name}/{member}": content for member, content in unpack(name, contents[name]).items()}
@@ -174,7 +177,7 @@ def _files(source: str, files: dict[str, Path], reading: Reading, *, together: b
     count, kinds = len(contents), "/".join(sorted({kind(name)[1:] for name in contents}))
     wanted = dict.fromkeys(name for names in groups.values() for name in names)
     # Each file's bytes are let go as soon as its rows are there.
-    read = {name: read_table(name, _unzipped(name, contents.pop(name)), reading) for name in wanted}
+    read = {name: _read(name, contents.pop(name), reading) for name in wanted}
     tables = {split: [read[name] for name in names] for split, names in groups.items()}
     how = dict.fromkeys(said for group in tables.values() for table in group for said in table.how if said)
     said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
@@ -193,6 +196,21 @@ def _unzipped(label: str, data: bytes) -> bytes:
     if len(content) > GZ_LIMIT:
         raise DataError(f"{label}: unpacks to more than {GZ_LIMIT // 2**30} GiB; unpack it yourself")
     return content
+
+
+def _read(label: str, data: bytes, reading: Reading) -> Table:
+    """The table in a file, whatever its reader runs into."""
+    try:
+        table = read_table(label, _unzipped(label, data), reading)
+    except UserError:
+        raise
+    except Exception as error:
+        if ran_out(error) or not foreign(error):
+            raise
+        raise DataError(f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); write it again") from error
+    if len(table.columns) > _MOST_COLUMNS:
+        raise DataError(f"{label}: {len(table.columns):,} columns; leave those of the task, {_MOST_COLUMNS:,} at most")
+    return table
 
 
 def unpack(label: str, data: bytes) -> dict[str, bytes]:

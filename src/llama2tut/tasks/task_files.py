@@ -30,6 +30,7 @@ from typing import Any
 from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
+from llama2tut.files import read_input
 from llama2tut.tasks.metrics import METRICS
 from llama2tut.tasks.task import BUILT_IN, CHAT, SAMSUM, Chat, Extractor, Task, whole_answer
 
@@ -38,6 +39,7 @@ _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract
          "train_on": str}
 _OF_PROMPTS, _OF_CHATS = ("target", "reference", "shorten"), ("chat_template", "train_on")
 _LONGEST_PATTERN = 500
+_LONGEST_CODE = 10_000_000  # bytes of a Python task
 _FUNCTION = "get_custom_dataset"  # what llama-recipes calls where a Python task names none
 # Meant for a column's cell, it seems: {{message}} or { message }.
 _ALMOST = re.compile(r"\{\{\s*\w[\w .-]*\}\}|\{\s+\w[\w .-]*\}|\{\w[\w .-]*\s+\}")
@@ -81,7 +83,7 @@ def recipe_name(task: str, device: str) -> str:
 
 def task_digest(name: str) -> dict[str, str]:
     """The file of a task of one's own and its sha256; nothing for a built-in task."""
-    return {} if name in BUILT_IN else {str(task_path(name)): hashlib.sha256(task_path(name).read_bytes()).hexdigest()}
+    return {} if name in BUILT_IN else {str(task_path(name)): hashlib.sha256(read_input(task_path(name))).hexdigest()}
 
 
 def check_python(task: str) -> None:
@@ -93,7 +95,7 @@ def check_python(task: str) -> None:
     path, _, function = task.partition(":")
     function = function or _FUNCTION
     try:
-        nodes = list(ast.walk(ast.parse(Path(path).read_bytes())))
+        nodes = list(ast.walk(ast.parse(read_input(Path(path), _LONGEST_CODE))))
     except OSError as error:
         raise UsageError(f"--task {path} cannot be read ({error.strerror}); name a Python file that exists") from None
     except (SyntaxError, ValueError) as error:

@@ -19,7 +19,7 @@ from typing import Any
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import RunConfig, read_run
 from llama2tut.errors import UsageError
-from llama2tut.files import open_to_readers, staging, sync, writing
+from llama2tut.files import open_to_readers, read_input, staging, sync, writing
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.loading import loading
 
@@ -84,7 +84,7 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     for folder in reversed(_checkpoints(output_dir)):
         try:
             read_position(folder)
-            if json.loads((folder / _STATE).read_bytes())["sha256"] == _digests(folder):
+            if json.loads(read_input(folder / _STATE))["sha256"] == _digests(folder):
                 return folder, damaged
             fault = "its files are not what was saved"
         except OSError as error:
@@ -106,12 +106,12 @@ def _step(folder: Path) -> int:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (_ADAPTER, _OPTIMIZER)}
+    return {name: hashlib.sha256(read_input(folder / name)).hexdigest() for name in (_ADAPTER, _OPTIMIZER)}
 
 
 def read_position(folder: Path) -> Position:
     """Where the run stood when the checkpoint was written."""
-    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    state = json.loads(read_input(folder / _STATE))
     return Position(**{name: value for name, value in state.items() if name != "sha256"})
 
 

@@ -1,0 +1,214 @@
+"""Input that has no end, unpacks without measure, or takes a library down: refused by name, and soon."""
+
+import io
+import json
+import os
+import sys
+
+import pytest
+from world import World, edit_json, tuned, write
+
+ASK = "infer --model toy --prompt a --max-new-tokens 1"
+
+
+@pytest.fixture
+def ready(world, monkeypatch) -> World:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    tuned(world)
+    return world
+
+
+def refused(world: World, line: str, *words: str) -> None:
+    before = world.snapshot()
+    done = world.main(line.split(), terminal=False)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+    assert world.snapshot() == before
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("toy/model.safetensors", ASK), ("toy/tokenizer.json", ASK), ("toy/generation_config.json", ASK),
+    ("toy/config.json", ASK), ("tuned/adapter_model.safetensors", "merge --adapter tuned --output-dir m"),
+    ("tuned/adapter_config.json", "compare --adapter tuned"), ("tuned/llama2tut.yaml", "compare --adapter tuned"),
+    ("data/arithmetic/arithmetic_train.csv", "finetune --task arithmetic --model toy"),
+    ("recipe.yaml", "finetune --task arithmetic --model toy --config recipe.yaml"),
+    ("task.yaml", "finetune --task task.yaml --model toy"), ("task.py", "finetune --task task.py --model toy")])
+def test_a_pipe_in_the_place_of_a_file_hangs_nobody(ready, name, line):
+    (ready.folder / name).unlink(missing_ok=True)
+    os.mkfifo(ready.folder / name)
+    refused(ready, line, name.rpartition("/")[2].partition(".")[0])
+
+
+@pytest.mark.parametrize("line", [
+    "infer --model toy --prompt-file /dev/zero", "gen-arithmetic --output-dir d --templates /dev/zero",
+    "finetune --task arithmetic --model toy --config /dev/zero.yaml", "compare --adapter tuned --prompt-file /dev/zero",
+    "finetune --task arithmetic --model toy --data /dev/zero"])
+def test_devices_are_no_input(ready, line):
+    refused(ready, line, "/dev/zero")
+
+
+def test_a_pipe_of_prompts_is_read(ready):
+    done = ready.shell(f"CUDA_VISIBLE_DEVICES= {{llama2tut}} {ASK.replace('--prompt a', '--prompt-file <(echo a)')}")
+    assert done.code == 0, done.err
+
+
+def test_prompts_without_an_end_are_refused(ready, monkeypatch):
+    monkeypatch.setattr("llama2tut.commands.infer._LARGEST", 1000)
+    ready.stdin = b"a" * 2000
+    refused(ready, "infer --model toy", "standard input", "1,000 bytes")
+
+
+def parquet(world: World, table, **options) -> None:
+    from pyarrow import parquet as writer
+
+    whole = io.BytesIO()
+    writer.write_table(table, whole, compression="zstd", **options)
+    assert whole.tell() < 600_000
+    (world.folder / "x.parquet").write_bytes(whole.getvalue())
+
+
+def test_parquet_that_unpacks_without_measure(ready):
+    import pyarrow
+
+    cells = pyarrow.DictionaryArray.from_arrays([0] * 5_000, ["a" * 1_000_000])
+    parquet(ready, pyarrow.table(dict.fromkeys(("instruction", "output", "answer"), cells)))
+    refused(ready, "finetune --task arithmetic --model toy --data x.parquet", "x.parquet", "MiB")
+
+
+def test_parquet_of_nothing_but_rows(ready):
+    import pyarrow
+
+    parquet(ready, pyarrow.table({"answer": pyarrow.nulls(10_000_000, pyarrow.string())}))
+    refused(ready, "finetune --task arithmetic --model toy --data x.parquet", "x.parquet", "MiB")
+
+
+def test_a_date_that_python_has_not(ready):
+    import pyarrow
+
+    stamps = pyarrow.array([253_402_300_800] * 30, pyarrow.timestamp("s"))
+    parquet(ready, pyarrow.table(dict.fromkeys(("instruction", "output", "answer"), stamps)))
+    refused(ready, "finetune --task arithmetic --model toy --data x.parquet", "x.parquet")
+
+
+def test_columns_without_measure(ready):
+    write("x.csv", ",".join(f"c{number}" for number in range(100_000)) + "\n" + "," * 99_999 + "\n")(ready)
+    refused(ready, "finetune --task arithmetic --model toy --data x.csv", "x.csv", "columns")
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("num_labels", 1_000_000_000), ("head_dim", "16"), ("head_dim", [16]), ("num_key_value_heads", "2"),
+    ("num_key_value_heads", {}), ("return_dict", False), ("return_dict", "x"), ("sliding_window", "x"),
+    ("sliding_window", 4), ("layer_types", 7), ("layer_types", ["sliding_attention"] * 2), ("rms_norm_eps", "x"),
+    ("rope_theta", []), ("max_position_embeddings", "512"), ("num_hidden_layers", 10**9), ("hidden_act", 3),
+    ("tie_word_embeddings", "no"), ("num_key_value_heads", 0)])
+def test_a_field_of_the_wrong_kind(ready, key, value):
+    edit_json("toy/config.json", **{key: value})(ready)
+    refused(ready, ASK, key)
+
+
+@pytest.mark.parametrize("normalizer", [
+    {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000},
+    {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 20},
+    {"type": "Prepend", "prepend": "a" * 1_000_000}], ids=["at once", "doubled", "in front"])
+def test_a_tokenizer_that_makes_a_megabyte_of_a_letter(ready, normalizer):
+    edit_json("toy/tokenizer.json", normalizer=normalizer)(ready)
+    refused(ready, ASK, "tokenizer.json")
+
+
+def test_a_library_that_panics_over_a_file(ready, monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3 raises it: past every `except Exception`."""
+
+    def panic(*_, **__):
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    refused(ready, ASK, "tokenizer")
+
+
+@pytest.mark.parametrize("line", [
+    f"infer --model {'n' * 300} --prompt a", f"infer --adapter {'n' * 300} --prompt a",
+    f"infer --prompt-file {'n' * 300}", f"finetune --task arithmetic --model toy --data {'n' * 300}",
+    f"finetune --task {'n' * 300}.yaml", f"finetune --task arithmetic --config {'n' * 300}.yaml",
+    f"gen-arithmetic --templates {'n' * 300}", "infer --model ~nosuch --prompt a", "infer --model loop --prompt a",
+    "infer --adapter loop --prompt a", "compare --adapter loop --adapter tuned", "infer --prompt-file loop",
+    "finetune --task arithmetic --model toy --data loop", "finetune --task arithmetic --model toy --output-dir loop",
+    "merge --adapter tuned --output-dir loop", "compare --adapter tuned --output loop"])
+def test_names_that_no_disk_takes(ready, line):
+    (ready.folder / "loop").symlink_to("loop")
+    refused(ready, line)
+
+
+def test_yaml_with_a_character_beyond_all(ready):
+    write("x.yaml", 'data: "\\UFFFFFFFF"\nlr: 2024-01-01\nseed: 10000-01-01 00:00:00\n')(ready)
+    refused(ready, "finetune --task arithmetic --model toy --config x.yaml", "x.yaml")
+
+
+@pytest.mark.parametrize("settings", ["HF_HUB_DOWNLOAD_TIMEOUT=abc", "PYTHONOPTIMIZE=2"])
+def test_a_variable_that_keeps_packages_from_starting(ready, settings):
+    done = ready.shell(f"{settings} CUDA_VISIBLE_DEVICES= {{llama2tut}} {ASK}")
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "Traceback" not in done.err
+    assert settings[:3] in done.err
+
+
+def test_a_folder_that_is_gone(ready):
+    done = ready.shell("mkdir gone; cd gone; rmdir ../gone; {llama2tut} gen-arithmetic; a=$?; {llama2tut} merge "
+                       "--adapter a --output-dir b; exit $((a + $?))")
+    assert done.code == 4, done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("std::bad_alloc"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
+@pytest.mark.parametrize(("line", "where"), [
+    ("gen-arithmetic --output-dir d", "llama2tut.commands.gen_arithmetic.generate"),
+    ("finetune --task arithmetic --model toy", "llama2tut.training.engine.train"),
+    (ASK, "llama2tut.inference.generate.Generator.stream"),
+    ("compare --adapter tuned", "llama2tut.inference.generate.Generator._decode"),
+    ("merge --adapter tuned --output-dir m", "llama2tut.commands.merge._merged")])
+def test_a_full_memory_is_no_defect(ready, monkeypatch, line, where, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, full)
+    done = ready.main(line.split(), terminal=False)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "memory" in done.err
+
+
+def test_a_defect_of_ours_stays_one(ready, monkeypatch):
+    def broken(*_, **__):
+        return {}["a"]
+
+    monkeypatch.setattr("llama2tut.commands.merge._refuse_taken", broken)
+    done = ready.main(["merge", "--adapter", "tuned", "--output-dir", "m"], terminal=False)
+    assert done.code == 1
+    assert "this is a defect in llama2tut" in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_rows_beyond_the_memory(world):
+    done = world.shell("ulimit -v 400000; {llama2tut} gen-arithmetic --train 3000000 --max-number 100000")
+    assert done.code == 2, done.err
+    assert "memory" in done.err
+    assert not (world.folder / "data").exists()
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\ufeff", "\u200b", "\x01", "\x1f", "\u2060", "\u3000", "\v", "\u202a"])
+def test_no_space_of_any_kind_lets_a_formula_run(space):
+    from llama2tut.reports.exports import _FORMULA
+
+    assert _FORMULA.match(f"{space}=1+1")
+    assert not _FORMULA.match(f"{space}a=1")
+
+
+def test_losses_of_nothing_but_zeros_make_a_page(ready):
+    write("tuned/metrics.jsonl", "".join(json.dumps({"step": step, "loss": 0.0, "lr": 0.0}) + "\n"
+                                         for step in range(1, 5)))(ready)
+    line = ["compare", "--adapter", "tuned", "--limit", "2", "--max-new-tokens", "1", "--format", "html"]
+    done = ready.main(line, terminal=False)
+    assert done.code == 0, done.err
