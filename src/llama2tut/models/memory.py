@@ -57,8 +57,10 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
     # What a decoder layer keeps for its backward pass, a token: nine values as wide as the model (residual stream,
     # norms, q, k, v, attention), gate and up. Compiled layers recompute the input of down_proj, others keep it.
     kept = 9 * width + 2 * inner + (inner if "mlp.down_proj" in targets and not request.compile else 0)
-    if on_cpu:  # no kernel fuses norms, rotary embedding and SwiGLU there; the gradients on their way are in it
-        kept = 13 * width + 4 * inner
+    if on_cpu:  # measured, with the gradients on their way in it
+        kept = 9 * width + 2 * inner + 2 * (  # and adapters keep their inputs, which q, k and v share with the norm
+            width * ("self_attn.o_proj" in targets) + width * bool(targets & {"mlp.gate_proj", "mlp.up_proj"})
+            + inner * ("mlp.down_proj" in targets))
     if quantization == "8bit":
         kept *= 2  # int8 products keep their inputs twice
     if request.lora_dropout:  # each adapter keeps its own dropped input, two bytes, and what was dropped, one
