@@ -318,6 +318,28 @@ def test_the_base_model_with_examples_is_a_column_like_any(compare):
     jsonschema.validate(found, SCHEMA)
 
 
+def test_what_training_cost_is_in_every_form_that_has_scores(compare):
+    given = ("--adapter", "outputs/two", "--limit", 2, "--format")
+    found = json.loads(compare(*given, "json", "--forgetting").out)
+    jsonschema.validate(found, SCHEMA)
+    assert {name: one["texts"] for name, one in found["forgetting"]["finetuned"].items()} == {"en": 200, "zh": 126}
+    for form in ("table", "markdown", "html"):
+        assert "general texts" in compare(*given, form, "--forgetting").out
+    assert json.loads(compare(*given, "json").out)["forgetting"] == {}
+
+
+def test_forgetting_has_a_gate(compare, monkeypatch):
+    from llama2tut.inference import columns
+    from llama2tut.inference.significance import Difference
+
+    given = ("--adapter", "outputs/two", "--limit", 2, "--fail-if-forgets")
+    for interval, code in (((0.15, 0.3), 3), ((0.05, 0.4), 0), ((-0.3, -0.1), 0)):
+        gap = Difference("finetuned", "base", 0.2, interval, None, "no difference")
+        monkeypatch.setattr(columns, "difference", lambda *_, gap=gap, **__: gap)
+        assert compare(*given, 0.1).code == code
+    assert compare(*given, -1).code == 2
+
+
 def test_groups_are_in_every_form(compare):
     given = ("--adapter", "outputs/two", "--by", "carries", "--by", "operation")
     found = json.loads(compare(*given, "--format", "json").out)

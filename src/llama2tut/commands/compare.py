@@ -14,7 +14,7 @@ from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import output_fault, write_output, writing
 from llama2tut.gpu import ranks
 from llama2tut.gpu.launch import StartRanks
-from llama2tut.inference.columns import Models, answers_folder
+from llama2tut.inference.columns import LANGUAGES, Forgetting, Models, answers_folder, measure_forgetting
 from llama2tut.inference.config import (
     InferenceConfig,
     few_shot_ids,
@@ -118,7 +118,15 @@ def _write(path: Path, result: str, console: Console) -> None:
 def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,
             console: Console) -> Comparison:
     """Answer with every column and score the answers; `labels` are the groups that each row belongs to."""
-    found = _answers(config, request, console)
+    tokenizer = load_tokenizer(config.base_model.path)
+    ids = prompt_ids(config, tokenizer, console)
+    shots = few_shot_ids(config, ids, tokenizer) if config.shots else None
+    models = Models(config, ids, answers_folder() if request.cache else None, console)
+    found = _answers(config, request, models, ids, shots)
+    forgetting: dict[str, list[Forgetting]] = {}
+    if request.forgetting or request.fail_if_forgets is not None:
+        tuned = [column.name for column in found if column.kind == "adapter"]
+        forgetting = measure_forgetting(models, tokenizer, {name: at for at, name in enumerate(tuned)}, request.seed)
     columns = [answers.texts for answers in found.values()]
     task = config.task if config.rows else None
     references = [row[task.reference] for row in config.rows] if task else None
@@ -138,7 +146,7 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
     first = config.adapters[0]
     return Comparison(task=config.task.name if config.task else None, columns=tuple(found), rows=rows,
-                      scores=scores, settings=settings,
+                      scores=scores, settings=settings, forgetting=forgetting,
                       tokens_per_second=tuple(answers.new_tokens / max(answers.seconds, 1e-9)
                                               for answers in found.values()),
                       recipe=first.request, picture=_picture(first.path), seed=request.seed)
@@ -154,12 +162,9 @@ def _picture(adapter: Path) -> bytes:
     return picture if picture.startswith(b"\x89PNG") and len(picture) <= _LARGEST_PICTURE else b""
 
 
-def _answers(config: InferenceConfig, request: CompareRequest, console: Console) -> dict[Column, Answers]:
-    """Each column and its answers, the base model's first."""
-    tokenizer = load_tokenizer(config.base_model.path)
-    ids = prompt_ids(config, tokenizer, console)
-    shots = few_shot_ids(config, ids, tokenizer) if config.shots else None
-    models = Models(config, ids, answers_folder() if request.cache else None, console)
+def _answers(config: InferenceConfig, request: CompareRequest, models: Models, ids: list[list[int]],
+             shots: tuple[list[list[int]], int] | None) -> dict[Column, Answers]:
+    """Each column and its answers, the base model's first; `shots` are what `few_shot_ids` gives."""
     sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
 
     def ask(column: Column, prompts: list[list[int]], adapter: int | None) -> Answers:
@@ -214,5 +219,11 @@ def _gates(comparison: Comparison, request: CompareRequest, console: Console) ->
             missed = True
         if request.fail_if_worse and verdict == "worse":
             console.note(f"llama2tut: gate not met: {path} is worse than the base beyond chance")
+            missed = True
+    most = request.fail_if_forgets
+    for name, it in ((name, it) for name, found in comparison.forgetting.items() for it in found):
+        if most is not None and it.interval[0] > most:
+            console.note(f"llama2tut: gate not met: {name} forgets: its loss on {LANGUAGES[it.language]} texts rose by "
+                         f"{it.rise:.4g}, over {most:g} beyond chance")
             missed = True
     return missed

@@ -158,6 +158,8 @@ class CompareRequest:
                                "give: operation, carries, …; length]", group="What", repeat=True)
     shots: int | None = flag(None, "a further column: the base model with N training rows as examples in its prompt",
                              least=1, most=1000, group="What")
+    forgetting: bool = flag(False, "also measure what training cost: the loss of base and tuned on general texts",
+                            group="What")
     prompt_file: Path | None = flag(None, "compare on these prompts instead, without scores", group="What")
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")
@@ -169,6 +171,9 @@ class CompareRequest:
     fail_under: float | None = flag(None, "exit 3 if tuned scores lower (shares: 0 to 1, graded scores: 0 to 100)",
                                     group="Result")
     fail_if_worse: bool = flag(False, "exit 3 if tuned is below base beyond chance", group="Result")
+
+    fail_if_forgets: float | None = flag(None, "exit 3 if the loss on general texts rises by more, in nats a token "
+                                         "and beyond chance; turns on --forgetting", least=0, group="Result")
 
     batch_size: int | None = flag(None, "prompts at a time, or auto [auto]", least=1, most=65_536, auto=True,
                                   group="Answers")

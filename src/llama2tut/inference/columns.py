@@ -1,4 +1,4 @@
-"""Answers of the base model and its adapters: those that an earlier run gave, and the others from weights.
+"""What the base model and its adapters say: answers, and losses on general texts, of an earlier run or from weights.
 
 What is kept is a file for each model under one setting, with a line for each prompt. Lines are appended whole, so two
 runs may write at once; a file that no run has read for a month goes.
@@ -9,19 +9,26 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Any
 
 from llama2tut.config.runs import package_versions
 from llama2tut.console import Console
 from llama2tut.files import append_line, appending
+from llama2tut.gpu import ranks
 from llama2tut.inference.config import InferenceConfig
 from llama2tut.inference.generate import Answers, Generator, load
 from llama2tut.inference.sampling import Sampling
+from llama2tut.inference.significance import Interval, difference
 from llama2tut.models.loading import checkpoint_folder
+from llama2tut.resources import shipped
+from llama2tut.tasks.tokenize import plain_ids
 
+LANGUAGES = {"en": "English", "zh": "Chinese"}  # of the general texts
 _PROBES = 3  # prompts whose logits tell whether the base column is the base model
 _MONTH = 30 * 24 * 3600  # seconds
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json")
@@ -135,6 +142,17 @@ class Models:
         return Answers([one["text"] for one in said], [one["cut"] for one in said], sum(one["tokens"] for one in said),
                        sum(one["seconds"] for one in said))
 
+    def losses(self, texts: Sequence[list[int]], adapter: int | None) -> list[float]:
+        """Mean loss of each text, in nats a token."""
+        kept = self.kept(adapter, "loss")
+        missing = [text for text in texts if not kept.get(text)]
+        if missing:
+            generator, place = self.loaded(adapter)
+            for done, (text, loss) in enumerate(zip(missing, generator.losses(missing, adapter=place), strict=True), 1):
+                kept.add(text, loss=loss)
+                self._console.progress(f"general texts: {done:,}/{len(missing):,}", last=done == len(missing))
+        return [(kept.get(text) or {})["loss"] for text in texts]
+
     def loaded(self, adapter: int | None) -> tuple[Generator, int | None]:
         """A generator for the base model (None) or an adapter, and the adapter's place in it."""
         everything = list(range(len(self._config.adapters)))
@@ -162,3 +180,48 @@ class Models:
         else:
             self._console.note(f"the base column is the base model: on the first {len(self._probes)} prompts its "
                                "logits are the same before adapters are loaded and with them switched off")
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What training cost: the loss on general texts of one language, of an adapter and of its base model.
+
+    Attributes:
+        language: one of `LANGUAGES`.
+        texts: how many there are; each counts the same.
+        base_loss, loss: of the base model and with the adapter, in nats a token.
+        rise: the second minus the first; `interval` is its 95 % interval, over texts.
+    """
+
+    language: str
+    texts: int
+    base_loss: float
+    loss: float
+    rise: float
+    interval: Interval
+
+    @property
+    def perplexities(self) -> tuple[float, float]:
+        """Of the base model and with the adapter."""
+        return exp(self.base_loss), exp(self.loss)
+
+
+def measure_forgetting(models: Models, tokenizer: Any, adapters: Mapping[str, int],
+                       seed: int) -> dict[str, list[Forgetting]]:
+    """Name of an adapter's column -> what it forgot in each language, on the general texts that ship here."""
+    lines = shipped("data/general/general.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    ids = plain_ids(tokenizer, [row["text"] for row in rows])
+    _, mine = ranks.own(ids)
+    base = ranks.together(models.losses(mine, None))
+    found: dict[str, list[Forgetting]] = {}
+    for name, adapter in adapters.items():
+        tuned = ranks.together(models.losses(mine, adapter))
+        for language in LANGUAGES:
+            pairs = [(base[at], tuned[at]) for at, row in enumerate(rows) if row["language"] == language]
+            before, after = zip(*pairs, strict=True)
+            gap = difference(name, after, "base", before, top=max(*before, *after), graded=True, seed=seed)
+            found.setdefault(name, []).append(Forgetting(language, len(pairs), sum(before) / len(pairs),
+                                                         sum(after) / len(pairs), gap.mean,
+                                                         gap.interval or (gap.mean, gap.mean)))
+    return found

@@ -23,6 +23,7 @@ from llama2tut.models.base_models import BaseModel
 
 _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores
+_TEXTS_AT_ONCE = 16  # whose logits are all in memory: 0.2 GiB for 60 tokens each and a vocabulary of 50,000
 _TOO_LONG = ("one prompt at a time runs out of GPU memory: use --quantization 4bit, a lower --max-new-tokens, or a "
              "smaller --model")
 
@@ -156,6 +157,22 @@ class Generator:
             raise MachineError(_TOO_LONG) from None
         if rest := self.tokenizer.decode(ids, skip_special_tokens=True)[len(shown):]:
             yield rest
+
+    def losses(self, texts: Sequence[list[int]], *, adapter: int | None) -> Iterator[float]:
+        """Mean loss of each text in nats a token, its first token aside, from which the others are told."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[first:first + _TEXTS_AT_ONCE]
+            longest = max(map(len, some))
+            # Padding on the right: no token of a text sees it.
+            ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some], device=self._model.device)
+            with self._only(adapter), torch.inference_mode():
+                logits = self._model(input_ids=ids).logits[:, :-1].float()
+                found = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T - 1)
+            for text, losses in zip(some, found, strict=True):
+                yield float(losses[:len(text) - 1].mean())
 
     def _largest(self) -> tuple[int, int]:
         """Most rows and most tokens of a batch, unless the user says; on a GPU, what its free memory holds as cache."""

@@ -1,11 +1,12 @@
 """What compare found, as plain values: every row with its answers, the scores of each column, and how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import isfinite
 from typing import Any, Literal
 
+from llama2tut.inference.columns import Forgetting
 from llama2tut.inference.groups import Group, group_rows
 from llama2tut.inference.significance import Difference, Interval, difference, interval
 from llama2tut.tasks.metrics import METRICS, Metric, Outcome, Scores
@@ -58,6 +59,7 @@ class Comparison:
         scores: one a column; empty where nothing was scored.
         tokens_per_second: new tokens a second in each column.
         settings: how the answers were made: split, data, quantization, precision, versions, ….
+        forgetting: the name of a tuned column -> its losses on general texts, one a language; empty if not measured.
         recipe: how the first adapter was trained; may be empty.
         picture: that run's loss.png; may be empty.
         seed: of the intervals that are drawn.
@@ -69,6 +71,7 @@ class Comparison:
     scores: tuple[Scores, ...]
     tokens_per_second: tuple[float, ...]
     settings: Mapping[str, Any]
+    forgetting: Mapping[str, Sequence[Forgetting]] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     picture: bytes = b""
     seed: int = 42
@@ -163,6 +166,10 @@ class Comparison:
                         for it in self.between],
             "cut": dict(zip(names, self.cut, strict=True)),
             "groups": [asdict(group) | {"means": dict(zip(names, group.means, strict=True))} for group in self.groups],
+            "forgetting": {name: {it.language: {
+                "texts": it.texts, "base_loss": it.base_loss, "loss": it.loss, "base_perplexity": it.perplexities[0],
+                "perplexity": it.perplexities[1], "rise": it.rise, "interval": it.interval}
+                for it in found} for name, found in self.forgetting.items()},
             "tokens_per_s": dict(zip(names, self.tokens_per_second, strict=True)),
             "settings": self.settings,
         })

@@ -1,7 +1,7 @@
 """The words that every form of a comparison shares: labels, verdicts, grades and the rows of the score table."""
 
-
 from llama2tut.errors import UsageError
+from llama2tut.inference.columns import LANGUAGES
 from llama2tut.inference.significance import Interval
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import METRICS, Metric
@@ -72,13 +72,20 @@ def interval(metric: Metric, bounds: Interval | None, sign: str = "") -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence a difference: of each further column to the base model, and to those between."""
+    """One sentence a difference: of each column to the base model and to those between; and what training cost."""
     metric, said = comparison.metric, []
     for it in (*comparison.differences, *comparison.between):
         assert metric is not None
         gain = "too few rows to tell" if it.verdict == "too few rows" else f"{it.verdict} beyond chance"
         said.append(f"{it.column} against {it.against}: {metric.label} {points(it.mean, metric.top, '+')} points"
                     f"{interval(metric, it.interval, '+')}, {gain}")
+    for column, found in comparison.forgetting.items():
+        for one in found:
+            before, after = one.perplexities
+            low, high = one.interval
+            said.append(f"{column} on general texts, {LANGUAGES[one.language]}: perplexity {after:,.2f} against base "
+                        f"{before:,.2f}, loss {one.rise:+.3f} ({low:+.3f} to {high:+.3f}), "
+                        f"{'forgets' if low > 0 else 'gains' if high < 0 else 'no difference'} beyond chance")
     return said
 
 
