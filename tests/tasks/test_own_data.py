@@ -12,7 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from llama2tut.tasks.metrics import score
-from llama2tut.tasks.rows import load_rows
+from llama2tut.tasks.rows import describe, load_rows
 from llama2tut.tasks.task_files import load_task
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def test_a_csv_is_fine_tuned_by_a_task_file(there):
     saved = yaml.safe_load((folder / "llama2tut.yaml").read_text())
     assert (saved["request"]["task"], saved["request"]["data"]) == ("colours.yaml", "rows/colours.csv")
     assert saved["data_source"] == "file rows/colours.csv"
-    assert list(saved["digests"]) == ["rows/colours.csv", "colours.yaml"]
+    assert list(saved["digests"]) == ["rows/colours.csv", "colours.yaml", "base model"]
     assert json.loads((folder / "training.json").read_text())["steps"] == 2
     assert (folder / "adapter_model.safetensors").exists()
 
@@ -74,7 +74,7 @@ def test_compare_asks_for_nothing_and_takes_the_rows_that_were_held_out(there, r
     assert done.code == 0, done.err
     found = json.loads(done.out)
     held_out = load_rows(load_task("colours.yaml"), None, seed=42).test
-    assert len(held_out) == 2
+    assert len(held_out) == 8
     assert [row["prompt"] for row in found["rows"]] == [
         f"Which colour has this fruit?\n{row['fruit']}\n---\nColour:\n" for row in held_out]
     assert [row["reference"] for row in found["rows"]] == [row["shade"] for row in held_out]
@@ -130,10 +130,10 @@ def test_rows_longer_than_the_context_are_refused_unless_a_column_may_be_cut(the
     (there / "cut.yaml").write_text(TASK)
     refused = run_cli(*line)
     assert refused.code == 2
-    assert "36 of 36 rows do not fit (row 1, 2, 3, …); in row 1 the prompt takes" in refused.err
+    assert "24 of 24 rows do not fit (row 1, 2, 3, …); in row 1 the prompt takes" in refused.err
     (there / "cut.yaml").write_text(TASK + "shorten: fruit\n")
-    assert "train: 36 rows of" in (cut := run_cli(*line)).out
-    assert "; 36 shortened" in cut.out
+    assert "train: 24 rows of" in (cut := run_cli(*line)).out
+    assert "; 24 shortened" in cut.out
 
 
 # Every kind of source
@@ -261,7 +261,7 @@ def test_a_fault_in_a_python_task_is_no_defect_of_ours(tmp_path, monkeypatch, ru
 # The worked examples
 
 EXAMPLES = sorted((REPOSITORY / "configs" / "tasks").glob("*.yaml"))
-COUNTS = {"tickets": (80, 10, 20), "titles": (46, 2, 12)}
+COUNTS = {"tickets": (80, 10, 20), "titles": (39, 9, 12)}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -277,7 +277,7 @@ def test_a_worked_example_is_whole(path, monkeypatch, run_cli, toy_model_dir):
     relative = path.relative_to(REPOSITORY)
     done = run_cli("finetune", "--task", relative, "--model", toy_model_dir, "--context-length", 512, "--dry-run")
     assert done.code == 0, done.err
-    assert f"{len(rows.train)} train / {len(rows.validation)} validation rows" in done.out
+    assert describe(load_rows(task, None, seed=42, splits=("train", "validation"))) in done.out
     assert f"output_dir: outputs/{path.stem}" in done.out
 
 

@@ -159,7 +159,7 @@ def test_numbers_in_cells_count_as_their_text(tmp_path):
 def test_a_single_file_has_rows_held_out_by_seed(tmp_path, count):
     path = write(tmp_path / "questions.csv", columns(list(range(count))))
     rows = load(path, ARITHMETIC)
-    size = {3: 1, 40: 2, 500: 25, 20_100: 1000}[count]
+    size = {3: 1, 40: 8, 500: 25, 20_100: 1000}[count]
     assert [len(part) for part in splits_of(rows).values()] == [count - 2 * size, size, size]
     assert sorted(int(row["answer"]) for part in splits_of(rows).values() for row in part) == list(range(count))
     assert rows.notes == tuple(f"file {path}: no {split} split; {size:,} train rows are held out for it by seed 42"
@@ -171,11 +171,20 @@ def test_a_single_file_has_rows_held_out_by_seed(tmp_path, count):
         assert load(path, ARITHMETIC, seed=43).validation != rows.validation
 
 
+@pytest.mark.parametrize(("holdout", "sizes"), [((), [60, 20, 20]), ((0.3,), [40, 30, 30]), ((0.1, 0.4), [50, 10, 40])])
+def test_as_large_a_share_is_held_out_as_is_asked_for(tmp_path, holdout, sizes):
+    path = write(tmp_path / "questions.csv", columns(list(range(100))))
+    rows = load(path, ARITHMETIC, holdout=holdout)
+    assert [len(part) for part in splits_of(rows).values()] == sizes
+    assert rows.held_out == ("validation", "test")
+    assert "held out of train" in describe(rows)
+
+
 def test_copies_of_a_row_are_held_out_together(tmp_path):
     path = write(tmp_path / "t.jsonl", columns(list(range(30))) * 4)
     rows = load(path, ARITHMETIC)
     answers = [{row["answer"] for row in part} for part in splits_of(rows).values()]
-    assert [len(part) for part in splits_of(rows).values()] == [112, 4, 4]
+    assert [len(part) for part in splits_of(rows).values()] == [72, 24, 24]
     assert len(set.union(*answers)) == sum(map(len, answers)) == 30
 
 
@@ -184,7 +193,7 @@ def test_only_the_missing_split_is_held_out(tmp_path):
     write(tmp_path / "test.csv", ALL["test"])
     rows = load(tmp_path)
     assert rows.test == ALL["test"]
-    assert [len(part) for part in splits_of(rows).values()] == [48, 2, 3]
+    assert [len(part) for part in splits_of(rows).values()] == [40, 10, 3]
     assert rows.train + rows.validation != dialogues("train", 50)
     assert load(tmp_path, splits=("test",)).notes == ()
     (tmp_path / "val.csv").write_text("id,dialogue,summary\n")  # a split without rows is no split

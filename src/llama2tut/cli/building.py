@@ -175,6 +175,10 @@ def _cross_faults(request: Request) -> list[str]:
                           "leave one of them out")
         if "all-linear" in request.lora_targets and len(request.lora_targets) > 1:
             faults.append("--lora-targets all-linear already names every layer; leave the others out")
+        shares = request.holdout or ()
+        if len(shares) > 2 or not all(0 < share < 1 for share in shares) or sum((shares * 2)[:2]) >= 1:
+            faults.append("--holdout wants one share, or one for validation and one for test, that leave rows to train "
+                          "on; give 0.2, or 0.1,0.2")
         if request.resume and request.force:
             faults.append("--resume and --force exclude each other; --force starts anew, --resume goes on")
     if isinstance(request, InferRequest) and request.raw and request.task and (

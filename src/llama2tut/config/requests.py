@@ -51,6 +51,8 @@ class FinetuneRequest:
                      group="What")
     data: str | None = flag(None, "folder, file, 'part-*' or hub id; `dialogues`, `dialogues-zh`: samples that ship "
                             "here", group="What")
+    holdout: tuple[float, ...] | None = flag(None, "share of the rows for a split that has none: one for both, or "
+                                                "VALIDATION,TEST [5 %, at least 20 rows or a fifth]", group="What")
     model: str | None = flag(None, "hub id, folder or alias [meta-llama/Llama-2-7b-hf with a GPU, else smollm2-135m]",
                              group="What")
     config: str | None = flag(None, "recipe by name or YAML file, in place of the one for the task and hardware",

@@ -16,7 +16,7 @@ from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.metrics import check_references
-from llama2tut.tasks.rows import cell_text, load_rows
+from llama2tut.tasks.rows import Rows, cell_text, load_rows
 from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task, task_digest
@@ -99,10 +99,11 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     notes: list[str] = []
     if task and prompts is None:
         own_data = saved.get("data") if saved.get("task") == name else None
-        # Held-out rows depend on the seed of the training run: another one would test on rows that were trained on.
+        # Held-out rows depend on the training run's seed and shares: others would test on rows that were trained on.
         found = faults.attempt(load_rows, task, request.data or own_data, seed=int(saved.get("seed", 42)),
                                splits=(request.split, *(("train",) if shots else ())),
-                               also=tuple(name for name in by if name not in own_groups(task)))
+                               also=tuple(name for name in by if name not in own_groups(task)),
+                               holdout=saved.get("holdout") or ())
         rows = list(getattr(found, request.split))[:request.limit] if found else []
         source = found.source if found else ""
         notes += (*task.notes, *(found.notes if found else ()))
@@ -120,7 +121,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     notes += _apart(trained, own_rows=bool(rows) and not request.data)
     notes += [note for adapter in trained for note in check_fit(adapter, base_model)]
     other = request.split == "train" or request.data not in (None, saved.get("data"))
-    notes += _trained_on(found.digests if found and other else {}, request.split, trained)
+    notes += [*_trained_on(found.digests if found and other else {}, request.split, trained),
+              *_held_out_otherwise(found, request.split, trained)]
     for note in (*base_model.notes, *notes):
         console.warn(note)
     quantization = request.quantization or (
@@ -151,12 +153,20 @@ def _apart(adapters: Sequence[Adapter], *, own_rows: bool) -> Iterator[str]:
         first = adapters[0]
         if adapter.base != first.base:
             yield f"{adapter.path} was trained on {adapter.base} and answers on {first.base} here, as {first.path} does"
-        keys = [key for key in ("data", "seed") if first.request and adapter.request and (
+        keys = [key for key in ("data", "seed", "holdout") if first.request and adapter.request and (
             adapter.request.get(key) != first.request.get(key))]
         if own_rows and keys:
             yield (f"{adapter.path} was trained with another {' and '.join(f'--{key}' for key in keys)} than "
                    f"{first.path}, whose rows are asked here: it may have been trained on them; compare the two apart, "
                    "or on a test split that neither was trained on")
+
+
+def _held_out_otherwise(rows: Rows | None, split: str, adapters: Sequence[Adapter]) -> Iterator[str]:
+    """A warning where the rows were held out of train, and were not while the first adapter was trained."""
+    first = adapters[0] if adapters else None
+    if rows and split in rows.held_out and first and first.request and "holdout" not in first.request:
+        yield (f"{first.path} was trained by a version that held out other rows: some {split} rows may have been "
+               "trained on; train again, or give --data with a split of its own")
 
 
 def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[str]:

@@ -155,8 +155,9 @@ def request_rows(request: FinetuneRequest) -> Rows:
     Raises:
         DataError: as `load_rows` says.
     """
-    return _once((request.task, request.data, request.seed), lambda: load_rows(
-        load_task(request.task), request.data, seed=request.seed, splits=("train", "validation")))
+    return _once((request.task, request.data, request.seed, request.holdout), lambda: load_rows(
+        load_task(request.task), request.data, seed=request.seed, splits=("train", "validation"),
+        holdout=request.holdout or ()))
 
 
 def run_examples(request: FinetuneRequest, tokenizer: Any) -> tuple[dict[str, Examples], list[str]]:

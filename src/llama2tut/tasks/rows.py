@@ -10,13 +10,14 @@ in published corpora), an empty cell in a prompt of several columns, rows that v
 a split, an id that stands for different rows, the header in between, rows of validation or test that are a train row
 in other capitals or spaces, or ask what a train row asks.
 
-A set without a validation or test split has rows held out of train for it: 5 % of the distinct rows, at least 1, at
-most 1,000, by their seeded order; so every command that is given the same seed sees the same splits.
+A set without a validation or test split has rows held out of train for it, by the seeded order of the distinct rows:
+as many as `held_out_rows` says, or the shares that were asked for. Every command that is given the same seed and shares
+sees the same splits.
 """
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import combinations
@@ -40,6 +41,7 @@ class Rows:
         source: what was read, for people.
         digests: file -> sha256 of its bytes; for the hub, id -> revision.
         notes: what is odd about the rows, one warning each.
+        held_out: the splits whose rows were taken out of train, having none of their own.
     """
 
     train: list[dict[str, str]]
@@ -48,6 +50,7 @@ class Rows:
     source: str
     digests: dict[str, str]
     notes: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
 
 
 class _Placed(NamedTuple):
@@ -60,10 +63,17 @@ _Splits = dict[str, list[_Placed]]
 
 
 def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...] = SPLITS,
-              also: tuple[str, ...] = ()) -> Rows:
+              also: tuple[str, ...] = (), holdout: Sequence[float] = ()) -> Rows:
     """The rows of `splits`, from `data` (a folder, a file, a hub id, or `dialogues`) or else the task's own source.
 
-    `also` names further columns that the rows of the first of `splits` are to carry.
+    Args:
+        task: names the columns.
+        data: where the rows are.
+        seed: orders the rows that are held out.
+        splits: those that are wanted.
+        also: further columns that the rows of the first of `splits` are to carry.
+        holdout: the share of the distinct rows for each split that has none of its own: one for both, or one for
+            validation and one for test; () leaves it to `held_out_rows`.
 
     Raises:
         DataError: nothing there, not readable, or rows that the module's text refuses; one message a fault.
@@ -78,7 +88,7 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     rows = {split: [row for table in found.tables.get(split, []) for row in _checked(task, table, faults, notes, also)]
             for split in SPLITS}
     if not faults:
-        _hold_out(rows, found.source, seed, splits, notes)
+        held_out = _hold_out(rows, found.source, seed, splits, holdout, notes)
         there = " and ".join(split for split in SPLITS if rows[split]) or "none"
         faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
                    for split in splits if not rows[split]]
@@ -90,7 +100,7 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     if faults:
         raise DataError(*faults)
     train, validation, test = ([placed.row for placed in rows[split] if split in splits] for split in SPLITS)
-    return Rows(train, validation, test, found.source, found.digests, tuple(notes))
+    return Rows(train, validation, test, found.source, found.digests, tuple(notes), held_out)
 
 
 def cell_text(value: Any) -> tuple[str, str | None]:
@@ -116,7 +126,8 @@ def cell_text(value: Any) -> tuple[str, str | None]:
 
 def describe(rows: Rows) -> str:
     """A line like `data: folder data/arithmetic (3 csv files): 9,500 train / 500 validation / 500 test rows`."""
-    counts = [f"{len(getattr(rows, split)):,} {split}" for split in SPLITS if getattr(rows, split)]
+    counts = [f"{len(getattr(rows, split)):,} {split}{' (held out of train)' if split in rows.held_out else ''}"
+              for split in SPLITS if getattr(rows, split)]
     return f"data: {rows.source}: {' / '.join(counts)} rows"
 
 
@@ -178,22 +189,34 @@ def _as_cells(table: Table, faults: list[str]) -> Table:
     return Table(table.label, (*table.columns, "messages", "answer"), rows)
 
 
-def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], notes: list[str]) -> None:
-    """Moves rows of train into the splits that have none, where one of those, or train, is asked for."""
+def held_out_rows(distinct: int) -> int:
+    """How many rows a split is given that has none: 5 %, at least 20 or a fifth (the smaller of both), at most 1,000.
+
+    Fewer than 20 rows could not show a difference between two models.
+    """
+    return min(1000, max(1, distinct // 20, min(20, distinct // 5)))
+
+
+def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], holdout: Sequence[float],
+              notes: list[str]) -> tuple[str, ...]:
+    """Moves rows of train into the splits that have none, where one of those, or train, is asked for; names them."""
     lacking = [split for split in ("validation", "test") if not rows[split]]
     if not lacking or not rows["train"] or {"train", *lacking}.isdisjoint(splits):
-        return
+        return ()
     order = list(dict.fromkeys(placed.key for placed in rows["train"]))
-    size = min(1000, max(1, len(order) // 20))
-    if len(order) <= size * len(lacking):
+    shares = dict(zip(("validation", "test"), [*holdout, *holdout][:2], strict=True)) if holdout else {}
+    sizes = {split: max(1, int(shares[split] * len(order))) if shares else held_out_rows(len(order))
+             for split in lacking}
+    if len(order) <= sum(sizes.values()):
         raise DataError(f"{source}: {len(order)} distinct rows, too few to hold out {' and '.join(lacking)}; add rows")
     random.Random(seed).shuffle(order)
     for split in lacking:
-        held, order = set(order[:size]), order[size:]
+        held, order = set(order[:sizes[split]]), order[sizes[split]:]
         rows[split] = [placed for placed in rows["train"] if placed.key in held]
         notes.append(f"{source}: no {split} split; {len(rows[split]):,} train rows are held out for it by seed {seed}")
     kept = set(order)
     rows["train"] = [placed for placed in rows["train"] if placed.key in kept]
+    return tuple(lacking)
 
 
 def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes: list[str]) -> None:
