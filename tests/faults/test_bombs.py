@@ -1,9 +1,12 @@
 """Input that has no end, unpacks without measure, or takes a library down: refused by name, and soon."""
 
+import http.server
 import io
 import json
 import os
+import shutil
 import sys
+import threading
 
 import pytest
 from world import World, edit_json, tuned, write
@@ -154,6 +157,39 @@ def test_a_variable_that_keeps_packages_from_starting(ready, settings):
     assert settings[:3] in done.err
 
 
+@pytest.fixture
+def impostor():
+    """A hub that answers every question with a page of its own."""
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("ETag", '"x"')
+            self.send_header("X-Repo-Commit", "../../../etc")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"<h1>" if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("endpoint", ["file:///etc", "gopher://x", "http://[::1", "''", "impostor"])
+def test_a_hub_that_is_none(world, impostor, endpoint):
+    address = impostor if endpoint == "impostor" else endpoint
+    done = world.shell(f"HF_HOME=$PWD/hf HF_HUB_OFFLINE=0 HF_ENDPOINT={address} timeout 60 {{llama2tut}} "
+                       "infer --model org/name --prompt a")
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "Traceback" not in done.err
+    assert {path.name for path in world.folder.iterdir()} <= {"hf"}
+
+
 def test_a_folder_that_is_gone(ready):
     done = ready.shell("mkdir gone; cd gone; rmdir ../gone; {llama2tut} gen-arithmetic; a=$?; {llama2tut} merge "
                        "--adapter a --output-dir b; exit $((a + $?))")
@@ -206,9 +242,46 @@ def test_no_space_of_any_kind_lets_a_formula_run(space):
     assert not _FORMULA.match(f"{space}a=1")
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="limits are set by the shell")
+@pytest.mark.parametrize("line", [ASK, "compare --adapter tuned --limit 1",
+                                  "merge --adapter tuned --output-dir m"])
+def test_a_process_that_may_not_have_more_memory(ready, line):
+    """Whatever is refused first, a library's import or a tensor: never a traceback, never half a result."""
+    done = ready.shell(f"ulimit -v 900000; CUDA_VISIBLE_DEVICES= {{llama2tut}} {line}")
+    assert done.code in (0, 2), done.err[-3000:]
+    assert not (ready.folder / "m").exists() or done.code == 0
+
+
 def test_losses_of_nothing_but_zeros_make_a_page(ready):
     write("tuned/metrics.jsonl", "".join(json.dumps({"step": step, "loss": 0.0, "lr": 0.0}) + "\n"
                                          for step in range(1, 5)))(ready)
     line = ["compare", "--adapter", "tuned", "--limit", "2", "--max-new-tokens", "1", "--format", "html"]
     done = ready.main(line, terminal=False)
+    assert done.code == 0, done.err
+
+
+def test_an_archive_that_unpacks_without_measure(ready, monkeypatch):
+    import py7zr
+
+    with py7zr.SevenZipFile(ready.folder / "corpus.7z", "w") as file:
+        file.writestr(b" " * 3_000_000, "train.json")
+    assert (ready.folder / "corpus.7z").stat().st_size < 10_000
+    monkeypatch.setattr("llama2tut.tasks.sources.ARCHIVE_LIMIT", 2**20)
+    refused(ready, "finetune --task samsum --model toy --data corpus.7z", "corpus.7z", "MiB")
+
+
+def test_a_clock_that_jumps(ready, monkeypatch):
+    """Wall time is for people only: a run and its files do not care, nor which adapter is the newest one."""
+    import random
+    import time
+
+    now, jumps = time.time, random.Random(1)
+    monkeypatch.setattr(time, "time", lambda: now() + jumps.uniform(-1e9, 1e9))
+    line = "finetune --task arithmetic --model toy --max-steps 3 --limit 8 --save-steps 1"
+    done = ready.main(line.split(), terminal=False)
+    assert done.code == 0, done.err
+    for path in (ready.folder / "outputs/arithmetic").rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    line = "compare --limit 1 --max-new-tokens 1"
+    done = ready.main(line.split(), terminal=False)
     assert done.code == 0, done.err

@@ -57,7 +57,7 @@ def only_what_is_promised(argv: list[str], folder: Path) -> int:
     assert "\x1b" not in err.getvalue()
     if code == 2:
         assert out.getvalue() == ""
-        assert err.getvalue().startswith("llama2tut: ")
+        assert "llama2tut: error: " in err.getvalue()
         assert contents(folder) == before
     for path in contents(folder).keys() - before.keys():
         os.unlink(path)

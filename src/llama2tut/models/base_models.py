@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.errors import Faults, ModelError
+from llama2tut.errors import Faults, ModelError, UserError, foreign, ran_out
 from llama2tut.models.checkpoint_files import (
     check_folder,
     linear_shapes,
@@ -132,6 +132,10 @@ def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
         problem = f"could not be looked up ({reason(error)}): try again, or give a folder"
     except ModelError as error:
         problem = f"is in the hub's cache, but {error}; a download that broke off is taken up by `hf download {name}`"
+    except Exception as error:  # an odd HF_ENDPOINT, or one that answers with anything: what its client runs into
+        if isinstance(error, UserError) or ran_out(error) or not foreign(error):
+            raise
+        problem = f"could not be looked up ({reason(error)}): see that HF_ENDPOINT is the hub's, or give a folder"
     raise ModelError(f"--model {name} {problem}")
 
 
