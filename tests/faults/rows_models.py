@@ -139,6 +139,9 @@ ROWS = (
         given=(toy, write("toy/model.safetensors.index.json", '{"weight_map": {"a": "model-1.safetensors"}}'))),
     spoilt("weights that are not finite", "--model toy: model.", tensors(WEIGHTS, lambda found: {
         name: value * float("nan") for name, value in found.items()})),
+    Row(what="not finite, before training", argv=f"{TRAIN} --gpus 0 --limit 8 --max-steps 1", changes=("outputs*",),
+        says=("has numbers that are not finite",), given=(toy, rows, tensors(WEIGHTS, lambda found: {
+            name: value * float("nan") for name, value in found.items()}))),
     spoilt("no tokenizer", "toy has no tokenizer.json or tokenizer.model: copy", remove("toy/tokenizer.json")),
     spoilt("a tokenizer that is no JSON", "toy/tokenizer.json is not valid JSON", write("toy/tokenizer.json", "{nope")),
     spoilt("a tokenizer that is none", "toy/tokenizer.json cannot be loaded", write("toy/tokenizer.json",

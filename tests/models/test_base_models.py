@@ -185,8 +185,12 @@ def test_a_hub_model_with_safetensors(monkeypatch, model_dir):
     config, weights = model_dir / "config.json", model_dir / "model.safetensors"
     hub(monkeypatch, {"config.json": config, "model.safetensors": weights})
     assert resolve("someone/model").path == "someone/model"
+    assert not resolve("someone/model").notes
     hub(monkeypatch, {"config.json": config, "model.safetensors.index.json": config})
     assert resolve("someone/model").config["hidden_size"] == 64
+    weights.unlink()
+    note, = resolve("someone/model").notes  # the libraries' own bars are not shown
+    assert "fetching" in note
     hub(monkeypatch, {"config.json": config})
     assert "has no safetensors weights" in refusal(resolve, "someone/model")
     hub(monkeypatch, {})

@@ -140,16 +140,19 @@ def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _notes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is odd about a base model: a tokenizer with more tokens than the embedding has rows."""
-    if not (folder / "tokenizer.json").is_file():
-        return ()
-    with loading(str(folder / "tokenizer.json")):
-        tokenizer = read_json(folder / "tokenizer.json")
-        added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
-        tokens = max([len(tokenizer["model"]["vocab"]), *added])
-        growth = text_growth(tokenizer)
-    if growth > _MOST_GROWTH:
-        raise ModelError(f"{folder / 'tokenizer.json'} makes up to {growth:,.0f} letters of one: give another one")
-    if tokens <= config["vocab_size"]:
-        return ()
-    return (f"the tokenizer has {tokens:,} tokens and the model {config['vocab_size']:,}: untrained rows are added",)
+    """What is odd about a base model: weights to be fetched, a tokenizer with more tokens than the embedding rows."""
+    notes = []
+    if not any(folder.glob("*.safetensors")):
+        notes.append("the model's weights are not in the hub's cache yet: fetching them comes first and takes a while")
+    if (folder / "tokenizer.json").is_file():
+        with loading(str(folder / "tokenizer.json")):
+            tokenizer = read_json(folder / "tokenizer.json")
+            added = [token["id"] + 1 for token in tokenizer.get("added_tokens", ())]
+            tokens = max([len(tokenizer["model"]["vocab"]), *added])
+            growth = text_growth(tokenizer)
+        if growth > _MOST_GROWTH:
+            raise ModelError(f"{folder / 'tokenizer.json'} makes up to {growth:,.0f} letters of one: give another one")
+        if tokens > config["vocab_size"]:
+            notes.append(f"the tokenizer has {tokens:,} tokens and the model {config['vocab_size']:,}: untrained rows "
+                         "are added")
+    return tuple(notes)

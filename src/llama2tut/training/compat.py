@@ -12,7 +12,7 @@ from typing import Any
 
 from llama2tut.config.upstream_fields import INSTALL
 from llama2tut.errors import MachineError
-from llama2tut.models.loading import loading
+from llama2tut.models.loading import check_finite, loading
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
             if kwargs.get("quantization_config") or device == "cuda":
                 kwargs["device_map"] = {"": 0 if device == "cuda" else "cpu"}
             with loading(f"--model {args[0]}", quantized=bool(kwargs.get("quantization_config"))):
-                return LlamaForCausalLM.from_pretrained(*args, **kwargs)
+                model = LlamaForCausalLM.from_pretrained(*args, **kwargs)
+            check_finite(model, f"--model {args[0]}")
+            return model
 
     with _replaced("llama_cookbook.finetuning", "LlamaForCausalLM", Loader):
         yield
