@@ -229,7 +229,8 @@ def test_an_empty_answer_is_said(infer, monkeypatch, tmp_path):
     outcome = infer("--prompt", "hello")
     assert (outcome.code, "the answer is empty" in outcome.err) == (0, True)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    monkeypatch.setattr(Generator, "iter_answers", lambda self, *args, **kwargs: iter([(0, "x", 1), (1, " ", 1)]))
+    monkeypatch.setattr(Generator, "iter_answers", lambda self, *args, **kwargs: iter([
+        (0, "x", 1, False), (1, " ", 1, False)]))
     assert "1 of 2 answers are empty" in infer("--prompt-file", tmp_path / "prompts.jsonl").err
 
 

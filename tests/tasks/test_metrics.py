@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from llama2tut.errors import DataError
-from llama2tut.tasks.metrics import METRICS, check_references, metric_of, rouge, score
+from llama2tut.tasks.metrics import METRICS, check_references, contains, f1, metric_of, plain, rouge, score
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def pattern(text):
     return lambda answer: found[1] if (found := re.search(text, answer)) else None
 
 
-def f1(shared, answer_total, reference_total):
+def f_one(shared, answer_total, reference_total):
     if not shared:
         return 0.0
     precision, recall = shared / answer_total, shared / reference_total
@@ -34,7 +34,7 @@ def f1(shared, answer_total, reference_total):
 def n_gram_f1(answer, reference, n):
     """ROUGE-n by its definition: n-grams in common, each as often as both have it."""
     grams = [Counter(zip(*(words[start:] for start in range(n)), strict=False)) for words in (answer, reference)]
-    return f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+    return f_one((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
 
 
 def longest_common(a, b):
@@ -52,7 +52,7 @@ def test_rouge_is_what_its_definition_gives(answer, reference):
     found = rouge([" ".join(answer)], [" ".join(reference)])
     assert found["rouge1"] == pytest.approx((n_gram_f1(answer, reference, 1),))
     assert found["rouge2"] == pytest.approx((n_gram_f1(answer, reference, 2),))
-    assert found["rougeL"] == pytest.approx((f1(longest_common(answer, reference), len(answer), len(reference)),))
+    assert found["rougeL"] == pytest.approx((f_one(longest_common(answer, reference), len(answer), len(reference)),))
 
 
 def test_rouge_by_hand():
@@ -166,6 +166,47 @@ def test_references_that_no_answer_could_match_are_refused():
     quoted = replace(task, target="answer", extract=pattern('"(.*)"'))
     check_references(quoted, [{"gold": "oui", "answer": '"oui"'}], "rows.csv")
     assert score(quoted, ['it is "oui"', "oui"], ["oui", "oui"]).per_row["exact_match"] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("answer", "reference", "value"), [
+    ("The cat sat on the mat", "a cat on mat", 200 * 3 / (4 + 3)),  # cat sat on mat, cat on mat
+    ("Denver Broncos!", "denver broncos", 100.0), ("", "x", 0.0), ("the", "the", 100.0), ("the", "cat", 0.0),
+    ("don't", "dont", 100.0), ("今天去公园", "明天去", 200 * 2 / (5 + 3)), ("été", "étê", 0.0), ("ＡＢ", "ab", 100.0)])
+def test_f1_by_hand(answer, reference, value):
+    assert f1([answer], [reference])["f1"] == pytest.approx((value,))
+
+
+@pytest.mark.parametrize(("answer", "reference", "there"), [
+    ("It goes to billing.", "billing", True), ("prebilling", "billing", False), ("17 and 7", "7", True),
+    ("17", "7", False), ("7.5", "7", False), ("-7", "7", False), ("3-7", "7", True), ("1,700", "700", False),
+    ("我住在北京。", "北京", True), ("有3个", "3", True), ("13个", "3", False), ("New York City", "York City", True),
+    ("York, City", "York City", False), ("Billing", "billing", False), ("", "x", False), ("C++ and C", "C++", True)])
+def test_an_answer_contains_whole_words_and_numbers(answer, reference, there):
+    assert contains([answer], [reference])["contains"] == (float(there),)
+
+
+@pytest.mark.parametrize(("ignore", "text", "left"), [
+    ((), "e\u0301 A.", "\u00e9 A."), (("case",), "Straße ÉTÉ", "strasse été"), (("width",), "ＡＢ１２ ﬁ", "AB12 fi"),
+    (("punctuation",), "Yes, “it's” 1,234.5; -40 – 3.", "Yes its 1234.5 -40  3"), (("punctuation",), "是的。", "是的"),
+    (("punctuation",), "1,23", "1,23"), (("whitespace",), " a \n\t b\u3000c ", "a b c"),
+    (("whitespace",), "我 在 Paris 住", "我在Paris住"),
+    (("case", "punctuation", "width", "whitespace"), "Ｄelivery .", "delivery")])
+def test_what_is_ignored_is_gone_and_nothing_else(ignore, text, left):
+    assert plain(text, ignore) == left
+
+
+def test_a_task_says_which_differences_do_not_count():
+    answers, references = ["Delivery.", "delivery", "1,234"], ["delivery", "delivery", "1234"]
+    strict = replace(SAMSUM, metric="exact_match")
+    assert score(strict, answers, references).per_row["exact_match"] == (0.0, 1.0, 0.0)
+    lax = replace(strict, ignore=("case", "punctuation"))
+    assert score(lax, answers, references).per_row["exact_match"] == (1.0, 1.0, 1.0)
+    with pytest.raises(DataError, match="nothing is found"):
+        check_references(lax, [{"summary": "?!", "dialogue": ""}], "rows.csv")
+
+
+def test_words_are_counted_in_every_script():
+    assert score(SAMSUM, ["今天去公园 OK", "two words"], ["x", "y"]).means["words"] == (6 + 2) / 2
 
 
 @pytest.mark.parametrize(("answer", "read"), [

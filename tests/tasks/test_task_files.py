@@ -76,19 +76,21 @@ def test_a_pattern_picks_a_part_of_the_answer(tmp_path, pattern, answer, found):
     assert task_of(tmp_path, f"prompt: '{{q}}'\ntarget: a\nextract: '{pattern}'\n").extract(answer) == found
 
 
-KEYS = ("prompt, target, reference, metric, extract, shorten, max_new_tokens, data, recipe, encoding, sheet, "
-        "chat_template, train_on")
+KEYS = ("prompt, target, reference, metric, extract, ignore, shorten, max_new_tokens, data, recipe, encoding, "
+        "sheet, chat_template, train_on")
 
 
 @pytest.mark.parametrize(("text", "faults"), [
     ("prompt: '{q}'", ["target is missing; add a line `target: …`"]),
     ("x: 1", [f"1: x is no key of a task; use {KEYS}"]),
     ("target: a", ["prompt is missing; add a line `prompt: …`, or for conversations leave target out too"]),
+    ("prompt: '{q}'\ntarget: a\nignore: [case, colour]",
+     ["3: ignore wants some of [case, punctuation, width, whitespace]; mend the value"]),
     ("prompt: '{q}'\ntarget: 3\nmax_new_tokens: 0\ndata: [a]\nmetrik: rouge\n",
      [f"5: metrik is no key of a task (did you mean metric?); use {KEYS}", "2: target wants text; mend the value",
       "3: max_new_tokens wants a whole number above 0; mend the value", "4: data wants text; mend the value"]),
     ("prompt: 'no column'\ntarget: a\nmetric: bleu\nextract: '('\nrecipe: ../x\n",
-     ["3: metric bleu is none of exact_match, rouge, none; name one of them",
+     ["3: metric bleu is none of exact_match, rouge, f1, contains, none; name one of them",
       "4: the pattern does not compile (missing ), unterminated subpattern at position 0); mend the pattern",
       "5: there is no recipe ../x; name one of arithmetic, samsum",
       "1: the prompt names no column; put one in braces, as in {question}"]),

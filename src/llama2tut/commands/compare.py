@@ -144,6 +144,8 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
     settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
                 "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
+    if task and (metric := metric_of(task)):
+        settings |= {"scored_on": metric.tokens or None, "ignored": ", ".join(task.ignore) or None}
     first = config.adapters[0]
     return Comparison(task=config.task.name if config.task else None, columns=tuple(found), rows=rows,
                       scores=scores, settings=settings, forgetting=forgetting,

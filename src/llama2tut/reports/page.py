@@ -34,8 +34,9 @@ def page(comparison: Comparison) -> str:
     hints = ["Marked words differ from the reference."]
     if metric and metric.graded:
         hints.append(f"Better, same and worse: {metric.label} of this answer against the base model's.")
-    if metric and metric.hint:
-        hints.append(metric.hint)
+    if metric:
+        hints += [metric.hint] * bool(metric.hint)
+        hints += [f"{metric.label} is counted over {metric.tokens}."] * bool(metric.tokens)
     if len(comparison.tuned) > 1:
         hints.append("Filters, recipe and loss are of the first adapter.")
     fills = {

@@ -47,6 +47,7 @@ class Task:
         reference: the column that answers are scored against.
         metric: how answers are scored: a name in `metrics.METRICS`, or `none`.
         extract: answer or reference -> the part of it that is compared, or None.
+        ignore: differences that do not count: some of `metrics.IGNORED`.
         shorten: the column cut at its front when a row is longer than the context, or None.
         max_new_tokens: how long an answer may get, in tokens.
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
@@ -72,6 +73,7 @@ class Task:
     encoding: str | None = None
     sheet: str | None = None
     chat: Chat | None = None
+    ignore: tuple[str, ...] = ()
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@
     reference: french         # the column that answers are scored against [target]
     metric: rouge             # how answers are scored: a name in `metrics.METRICS`, or none [the first there]
     extract: '"(.*)"'         # of answers and references, its group or all it matches is compared [the whole]
+    ignore: [case, width]     # differences that do not count: case, punctuation, width, whitespace [none]
     shorten: english          # the column that is cut at its front in over-long rows [none: such rows are refused]
     max_new_tokens: 64        # longest answer [128]
     data: my-rows.csv         # where rows are, unless --data says so [none]
@@ -31,13 +32,14 @@ from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
 from llama2tut.files import read_input
-from llama2tut.tasks.metrics import METRICS
+from llama2tut.tasks.metrics import IGNORED, METRICS
 from llama2tut.tasks.task import BUILT_IN, CHAT, SAMSUM, Chat, Extractor, Task, whole_answer
 
-_KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "shorten": str,
+_KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "ignore": list, "shorten": str,
          "max_new_tokens": int, "data": str, "recipe": str, "encoding": str, "sheet": str, "chat_template": str,
          "train_on": str}
 _OF_PROMPTS, _OF_CHATS = ("target", "reference", "shorten"), ("chat_template", "train_on")
+_WANTS = {str: "text", int: "a whole number above 0", list: f"some of [{', '.join(IGNORED)}]"}
 _LONGEST_PATTERN = 500
 _LONGEST_CODE = 10_000_000  # bytes of a Python task
 _FUNCTION = "get_custom_dataset"  # what llama-recipes calls where a Python task names none
@@ -110,7 +112,7 @@ def _task(file: YamlFile) -> Task:
     values: dict[str, Any] = file.values
     faults = [f"{file.at(key)}: {key} is no key of a task{did_you_mean(key, _KEYS)}; use {', '.join(_KEYS)}"
               for key in values if key not in _KEYS]
-    faults += [f"{file.at(key)}: {key} wants {'text' if kind is str else 'a whole number above 0'}; mend the value"
+    faults += [f"{file.at(key)}: {key} wants {_WANTS[kind]}; mend the value"
                for key, kind in _KEYS.items() if key in values and not _fits(values[key], kind)]
     faults += _kind_faults(values, file)
     if faults:
@@ -132,7 +134,8 @@ def _task(file: YamlFile) -> Task:
                 max_new_tokens=values.get("max_new_tokens", CHAT.max_new_tokens if chat else 128),
                 default_data=values.get("data"), encoding=values.get("encoding"), sheet=values.get("sheet"),
                 recipe=values.get("recipe", SAMSUM.recipe),
-                notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat)
+                notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat,
+                ignore=tuple(values.get("ignore", ())))
     try:
         codecs.lookup(task.encoding or "utf-8")
     except LookupError:
@@ -190,6 +193,8 @@ def _odd(prompt: str, at: str) -> Iterator[str]:
 def _fits(value: Any, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind is list:
+        return isinstance(value, list) and all(each in IGNORED for each in value)
     return isinstance(value, str) and bool(value.strip())
 
 
