@@ -11,7 +11,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
-from test_comparison import PICTURE, arithmetic, dialogues, prompts
+from test_comparison import PICTURE, SAMSUM, arithmetic, compared, dialogues, prompts
 
 from llama2tut.reports import exports
 from llama2tut.reports.page import page
@@ -100,6 +100,11 @@ def test_every_row_reads_without_javascript():
 def test_words_that_differ_from_the_reference_are_marked():
     marks = re.findall("<mark>(.*?)</mark>", page(dialogues()))
     assert marks == ["have", "Dee", "again"]
+
+
+def test_characters_that_differ_are_marked_where_there_are_no_spaces():
+    chat = [("小明：几点？", "小明七点去公园。", "小明八点去学校", "小明七点去公园")]
+    assert re.findall("<mark>(.*?)</mark>", page(compared(SAMSUM, chat))) == ["八", "学校"]
 
 
 def test_a_wrong_number_is_marked_and_its_working_is_not():

@@ -9,14 +9,17 @@ from difflib import SequenceMatcher
 from itertools import groupby, pairwise, takewhile
 from typing import Any
 
+import regex
+
 from llama2tut import __version__
 from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
 from llama2tut.reports.wording import facts, grade, interval, number, select, verdicts
 from llama2tut.resources import shipped
+from llama2tut.tasks.metrics import UNSPACED
 
-_TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|\w+(?:['’]\w+)*|\s+|[^\w\s]")
+_TOKEN = regex.compile(rf"(?V1)-?\d+(?:[.,]\d+)*|[{UNSPACED}]\p{{M}}*|[\w--[{UNSPACED}]]+(?:['’]\w+)*|\s+|[^\w\s]")
 _WORD = re.compile(r"-?\d|\w")
 _GROUPS = 6  # shown of each property
 

@@ -61,10 +61,10 @@ class Metric:
 
 
 # Scripts that put no spaces between words, as the package regex names them.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_CHARACTER = rf"[{_UNSPACED}]\p{{M}}*"
-_WORD = rf"[\p{{L}}\p{{N}}--[{_UNSPACED}]][\p{{L}}\p{{M}}\p{{N}}--[{_UNSPACED}]]*"
-_NUMBER = rf"(?<![\p{{L}}\p{{N}}--[{_UNSPACED}]])[-+−]?\p{{N}}+(?:[.,]\p{{N}}+)*"
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_CHARACTER = rf"[{UNSPACED}]\p{{M}}*"
+_WORD = rf"[\p{{L}}\p{{N}}--[{UNSPACED}]][\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]*"
+_NUMBER = rf"(?<![\p{{L}}\p{{N}}--[{UNSPACED}]])[-+−]?\p{{N}}+(?:[.,]\p{{N}}+)*"
 # Full-width letters, digits and marks become ASCII; what only says how an emoji is drawn goes.
 _WIDE = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0xFE0E: None, 0xFE0F: None, 0x20E3: None}
 _SPLIT = "words, and characters of scripts without spaces, such as Chinese"
@@ -93,7 +93,7 @@ def plain(text: str, ignore: Sequence[str]) -> str:
         text = _pattern(r"(?<=\d),(?=\d{3}(?!\d))").sub("", text)
         text = _pattern(r"(?:(?<!\w)[-−](?=\d)|(?<=\d)[.,](?=\d))(*SKIP)(*FAIL)|\p{P}").sub("", text)
     if "whitespace" in ignore:
-        text = _pattern(rf"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])").sub("", " ".join(text.split()))
+        text = _pattern(rf"(?<=[{UNSPACED}]) | (?=[{UNSPACED}])").sub("", " ".join(text.split()))
     return text
 
 
@@ -123,7 +123,7 @@ def _squad_tokens(text: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     """What spaces set apart, and characters of scripts without spaces."""
-    return _pattern(rf"{_CHARACTER}|[^\s{_UNSPACED}]+").findall(text)  # type: ignore[no-any-return]
+    return _pattern(rf"{_CHARACTER}|[^\s{UNSPACED}]+").findall(text)  # type: ignore[no-any-return]
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, ...]]:
