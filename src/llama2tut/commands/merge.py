@@ -22,7 +22,7 @@ from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present
 from llama2tut.models.loading import copy_tokenizer
-from llama2tut.tasks.task import BUILT_IN
+from llama2tut.tasks.task import ARITHMETIC, BUILT_IN
 from llama2tut.tasks.tokenize import plain_ids
 
 _PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some? Jerry: Sure!", "The capital of France is",
@@ -82,7 +82,7 @@ def _ask(adapter: Adapter, folder: str) -> str:
         return f'{command} --prompt "…"'
     command += f" --task {shlex.quote(adapter.request['task'])}"
     if task.name in BUILT_IN:
-        return f'{command} --prompt "{_PROMPTS[0 if task.metric == "exact_match" else 1]}"'
+        return f'{command} --prompt "{_PROMPTS[0 if task == ARITHMETIC else 1]}"'
     data = adapter.request.get("data")
     return f"{command}{f' --data {shlex.quote(data)}' if data else ''} --limit 1"
 
