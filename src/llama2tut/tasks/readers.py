@@ -96,28 +96,30 @@ def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:
     return table
 
 
-def _text(label: str, data: bytes, encoding: str | None) -> tuple[str, str]:
-    """A file's text, and what to say about its encoding."""
+def _open(label: str, data: bytes, encoding: str | None, newline: str) -> tuple[io.TextIOWrapper, str]:
+    """A file's text, decoded as it is read so that it is in memory once, and what to say about its encoding."""
     if encoding is None and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     try:
-        text = data.decode(encoding or "utf-8").removeprefix(BOM)
+        data.decode(encoding or "utf-8")
         bad, what = data.find(b"\0") if encoding is None else -1, "a NUL byte"
     except UnicodeDecodeError as error:
-        text, bad, what = "", error.start, f"a byte that is not {encoding or 'UTF-8'}"
+        bad, what = error.start, f"a byte that is not {encoding or 'UTF-8'}"
     if bad >= 0:
         line = data.count(b"\n", 0, bad) + 1
         raise DataError(f"{label}: line {line}: {what} (0x{data[bad]:02x} at offset {bad}); save the file as UTF-8, or "
                         "name what it is in a TASK.yaml, as `encoding: cp1252`, gb18030 or utf-16")
-    return text, encoding or ""
+    return io.TextIOWrapper(io.BytesIO(data), encoding or "utf-8-sig", newline=newline), encoding or ""
 
 
 def _csv(label: str, data: bytes, reading: Reading) -> Table:
-    text, encoding = _text(label, data, reading.encoding)
-    mark = "\t" if kind(label) == ".tsv" else _delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    text, encoding = _open(label, data, reading.encoding, newline="")
+    sample = text.read(_SAMPLE)
+    text.seek(0)
+    mark = "\t" if kind(label) == ".tsv" else _delimiter(sample)
+    reader = csv.reader(text, delimiter=mark, strict=True)
     records: list[list[str]] = []
-    line, limit = 1, csv.field_size_limit(len(text) + 1)  # the module's own limit is 128 KiB a cell
+    line, limit = 1, csv.field_size_limit(len(data) + 1)  # the module's own limit is 128 KiB a cell
     try:
         for record in reader:
             records += [record] if record else []  # a blank line is no row
@@ -130,12 +132,11 @@ def _csv(label: str, data: bytes, reading: Reading) -> Table:
     return _grid(label, records, (encoding, parted))
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(sample: str) -> str:
     """What parts the cells: the comma where lines of it are of one width, else what the csv library takes it for."""
-    there = "".join(mark for mark in ",;\t|" if mark in text.partition("\n")[0])
+    there = "".join(mark for mark in ",;\t|" if mark in sample.partition("\n")[0])
     if len(there) < 2:
         return there or ","
-    sample = text[:_SAMPLE]
     widths = {len(record) for record in islice(csv.reader(io.StringIO(sample, newline="")), 20) if record}
     if "," in there and len(widths) == 1 and widths != {1}:
         return ","
@@ -176,7 +177,8 @@ def _xlsx(label: str, data: bytes, reading: Reading) -> Table:
 
 def _grid(label: str, records: list[list[Any]], how: tuple[str, ...]) -> Table:
     """The table of records of which the first is the header."""
-    header, *rows = _without_empty_ends(records)
+    rows = _without_empty_ends(records)
+    header = rows.pop(0)
     twice = [name for name, count in Counter(header).items() if count > 1]
     ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
     if twice:
@@ -184,7 +186,10 @@ def _grid(label: str, records: list[list[Any]], how: tuple[str, ...]) -> Table:
     if ragged:
         raise DataError(f"{label}: {numbered(ragged)}: {len(rows[ragged[0] - 1])} cells under {len(header)} columns; "
                         "quote cells that hold commas or line breaks")
-    return Table(label, tuple(header), [(n, dict(zip(header, row, strict=True))) for n, row in enumerate(rows, 1)], how)
+    cells: list[Any] = rows
+    for index, row in enumerate(rows):  # in place: rows are in memory once
+        cells[index] = (index + 1, dict(zip(header, row, strict=True)))
+    return Table(label, tuple(header), cells, how)
 
 
 def _without_empty_ends(records: list[list[Any]]) -> list[list[Any]]:
@@ -197,20 +202,23 @@ def _without_empty_ends(records: list[list[Any]]) -> list[list[Any]]:
 
 
 def _json(label: str, data: bytes, reading: Reading) -> Table:
-    text, encoding = _text(label, data, reading.encoding)
+    text, encoding = _open(label, data, reading.encoding, newline="\n")  # U+2028 may stand in a string
     how: tuple[str, ...] = (encoding,)
-    if text.lstrip().startswith("{"):
+    opening = text.read(_SAMPLE).lstrip()[:1]
+    text.seek(0)
+    if opening == "{":
         try:
-            lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a string
-            rows = [(number, _parsed(label, line, number)) for number, line in lines if line.strip()]
+            rows = [(number, _parsed(label, line.removesuffix("\n"), number)) for number, line in enumerate(text, 1)
+                    if line.strip()]
         except DataError as fault:
-            rows = list(enumerate(_objects(text), 1))
+            text.seek(0)
+            rows = list(enumerate(_objects(text.read()), 1))
             if not rows:
                 raise fault from None
         if len(rows) == 1 and (name := _only_list(rows[0][1])):
             rows, how = list(enumerate(rows[0][1][name], 1)), (*how, f"its list {name!r}")
     else:
-        value = _parsed(label, text, 1)
+        value = _parsed(label, text.read(), 1)
         rows = list(enumerate(value if isinstance(value, list) else [value], 1))
     wrong = [number for number, row in rows if not isinstance(row, dict)]
     if wrong:

@@ -56,7 +56,12 @@ class Rows:
 class _Placed(NamedTuple):
     row: dict[str, str]
     key: tuple[str, ...]  # the cells of the task's columns
-    place: str
+    file: str
+    number: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} row {self.number}"
 
 
 _Splits = dict[str, list[_Placed]]
@@ -148,7 +153,9 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
     bad: dict[tuple[str, str], list[int]] = {}
     headers = []
     placed = []
-    for number, cells in table.rows:
+    table.rows.reverse()
+    while table.rows:  # whose cells are let go one by one: a million rows are in memory once
+        number, cells = table.rows.pop()
         if all(cells.get(column) == column for column in task.columns):
             headers.append(number)
         texts = {column: cell_text(cells.get(column)) for column in columns}
@@ -159,7 +166,7 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
         for column, fault in wrong.items():
             bad.setdefault((column, fault), []).append(number)
         row = {column: text for column, (text, _) in texts.items()}
-        placed.append(_Placed(row, tuple(row[column] for column in task.columns), f"{table.label} row {number}"))
+        placed.append(_Placed(row, tuple(row[column] for column in task.columns), table.label, number))
     if headers:
         notes.append(f"{table.label}: the header stands again as {numbered(headers)}")
     for (column, fault), numbers in bad.items():
@@ -210,12 +217,14 @@ def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], hold
     if len(order) <= sum(sizes.values()):
         raise DataError(f"{source}: {len(order)} distinct rows, too few to hold out {' and '.join(lacking)}; add rows")
     random.Random(seed).shuffle(order)
+    away: set[tuple[str, ...]] = set()
     for split in lacking:
-        held, order = set(order[:sizes[split]]), order[sizes[split]:]
+        held = set(order[:sizes[split]])
+        del order[:sizes[split]]
         rows[split] = [placed for placed in rows["train"] if placed.key in held]
         notes.append(f"{source}: no {split} split; {len(rows[split]):,} train rows are held out for it by seed {seed}")
-    kept = set(order)
-    rows["train"] = [placed for placed in rows["train"] if placed.key in kept]
+        away |= held
+    rows["train"] = [placed for placed in rows["train"] if placed.key not in away]
     return tuple(lacking)
 
 
@@ -228,14 +237,14 @@ def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes:
         found: where the rows are from.
         faults, notes: what is wrong or odd goes there.
     """
-    places = {split: {placed.key: placed.place for placed in reversed(rows[split])} for split in SPLITS}
+    places = {split: {placed.key: placed for placed in reversed(rows[split])} for split in SPLITS}
 
     def pairs(twice: list[_Placed], split: str, most: int) -> str:
         more = "; …" if len(twice) > most else ""
-        return "; ".join(f"{placed.place} is {places[split][placed.key]}" for placed in twice[:most]) + more
+        return "; ".join(f"{placed.place} is {places[split][placed.key].place}" for placed in twice[:most]) + more
 
     for split in SPLITS:
-        if again := [placed for placed in rows[split] if places[split][placed.key] != placed.place]:
+        if again := [placed for placed in rows[split] if places[split][placed.key] is not placed]:
             notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({pairs(again, split, 3)})")
         ids: dict[str, tuple[str, ...]] = {}
         named = [(placed.row["id"], placed.key) for placed in rows[split] if placed.row.get("id")]

@@ -8,6 +8,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -178,7 +179,8 @@ def _files(source: str, files: dict[str, Path], reading: Reading, *, together: b
     wanted = dict.fromkeys(name for names in groups.values() for name in names)
     # Each file's bytes are let go as soon as its rows are there.
     read = {name: _read(name, contents.pop(name), reading) for name in wanted}
-    tables = {split: [read[name] for name in names] for split, names in groups.items()}
+    tables = {split: [replace(read[name], rows=[*read[name].rows]) for name in names]
+              for split, names in groups.items()}  # a name may have the words of two splits
     how = dict.fromkeys(said for group in tables.values() for table in group for said in table.how if said)
     said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
     return Found(f"{source} ({', '.join(said)})" if said else source, tables, digests)
