@@ -182,7 +182,7 @@ def test_chat_rows_are_read_and_faults_name_file_and_row(tmp_path, column):
     path = tmp_path / "chats.jsonl"
     path.write_text(chats(40, column))
     rows = load_rows(CHAT, str(path), seed=42)
-    assert (len(rows.train), len(rows.validation), len(rows.test)) == (36, 2, 2)
+    assert (len(rows.train), len(rows.validation), len(rows.test)) == (24, 8, 8)
     assert json.loads(rows.train[0]["messages"]) == MESSAGES[:-1]
     path.write_text(chats(40, column) + json.dumps({column: MESSAGES[:2]}) + "\n")
     with pytest.raises(DataError, match=rf"chats.jsonl: column '{column}': no assistant turn .* in row 41; mend"):
