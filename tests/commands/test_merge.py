@@ -161,6 +161,7 @@ def test_plain_generate_ends_where_any_of_the_checkpoints_files_says(tmp_path, t
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert sorted(plain.generation_config.eos_token_id) == sorted({2, 7, said[5]})
     assert answers(plain, ids)[ids.shape[1]:] == said[:said.index(said[5]) + 1]
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").eos_token_id == said[5]
 
 
 @pytest.mark.parametrize("scaling", [

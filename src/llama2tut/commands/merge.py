@@ -55,7 +55,9 @@ def run(request: MergeRequest, console: Console) -> Result:
         loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
         known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
         _merged(loaded).save_pretrained(new)
-        _make_readable_elsewhere(new, base_model.path, loaded.adapter_ends[0])
+        # A tokenizer with an end of its own is the one that the adapter was trained with.
+        tokenizer = base_model.path if loaded.adapter_ends[0] == loaded.ends else str(adapter.path)
+        _make_readable_elsewhere(new, tokenizer, loaded.adapter_ends[0])
         ends = loaded.tokenizer.convert_ids_to_tokens(sorted(loaded.adapter_ends[0]))
         for name, text in zip(_TEXTS, (_card(adapter, base_model.name, ends), _modelfile(adapter, ends)), strict=True):
             (new / name).write_text(text, encoding="utf-8")
@@ -140,14 +142,14 @@ def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
     return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0", ""])
 
 
-def _make_readable_elsewhere(folder: Path, base: str, ends: frozenset[int]) -> None:
+def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> None:
     """Add the tokenizer's files as they are, rotary settings under their older names, too, and all end tokens.
 
     transformers 4 and llama.cpp's converters of before 2026 know neither the tokenizer class nor the place of the
     rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail. Plain
     `generate` looks for end tokens in the generation settings alone.
     """
-    copy_tokenizer(base, folder)
+    copy_tokenizer(tokenizer, folder)
     config = read_json(folder / "config.json")
     rope = dict(config["rope_parameters"])
     config["rope_theta"] = rope.pop("rope_theta")
