@@ -389,3 +389,10 @@ def test_rows_that_an_adapter_was_trained_on_are_warned_of(compare, adapters, ar
     outcome = compare("--adapter", "outputs/one", "--limit", 1, *(flag.format(data=arithmetic_dir) for flag in flags))
     assert outcome.code == 0, outcome.err
     assert ("outputs/one was trained on the rows that are asked here" in outcome.err) == warned
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "json", "html"])
+def test_what_is_odd_stands_in_the_result_too(compare, form):
+    out = compare("--adapter", "outputs/one", "--limit", 1, "--split", "train", "--format", form).out
+    assert "was trained on the rows that are asked here" in " ".join(out.split())
+    assert "was trained on the rows" not in compare("--adapter", "outputs/one", "--limit", 1, "--format", form).out

@@ -133,6 +133,13 @@ def test_commas_stay_commas_whatever_else_a_header_holds():
     assert (table.columns, set(table.how)) == (("a;b", "team"), {""})
 
 
+@pytest.mark.parametrize("name", ["dialogues", "dialogues-zh"])
+def test_the_samples_that_ship_are_read_by_name(name):
+    rows = load_rows(SAMSUM, name, seed=42)
+    assert all((rows.train, rows.validation, rows.test))
+    assert not rows.notes
+
+
 # Instructions
 
 def test_alpaca_rows_with_and_without_an_input(tmp_path):

@@ -143,7 +143,8 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
                  for at, prompt in enumerate(config.prompts))
     settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
                 "quantization": config.quantization, "precision": config.precision,
-                "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions()}
+                "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions(),
+                "warnings": list(config.warnings) or None}
     if task and (metric := metric_of(task)):
         settings |= {"scored_on": metric.tokens or None, "ignored": ", ".join(task.ignore) or None}
     first = config.adapters[0]

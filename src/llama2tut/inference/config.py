@@ -42,6 +42,7 @@ class InferenceConfig:
         device: `cuda` or `cpu`.
         precision, quantization: of the base weights.
         max_new_tokens: longest answer.
+        warnings: what is odd about rows and adapters, so that scores may not mean what they seem to.
     """
 
     base_model: BaseModel
@@ -56,6 +57,7 @@ class InferenceConfig:
     precision: Precision
     quantization: Quantization
     max_new_tokens: int
+    warnings: tuple[str, ...] = ()
 
 
 def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
@@ -137,7 +139,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                    prompts=prompts or [],
                    source=source, device=device, quantization=quantization,
                    precision=choose_precision(request.precision, device),
-                   max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH))
+                   max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH),
+                   warnings=tuple(notes))
 
 
 def _draw(train: list[dict[str, str]], asked: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:

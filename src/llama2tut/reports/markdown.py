@@ -16,7 +16,7 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)),
              f"- {len(shown)} of {len(comparison.rows)} rows shown", ""]
     lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
-    lines += [f"- {text}" for text in verdicts(comparison)]
+    lines += [f"- {_escape(text)}" for text in verdicts(comparison)]
     if groups := group_table(comparison):
         lines += ["", _markdown_table([[_escape(cell) for cell in row] for row in groups]), ""]
         lines += [f"- {text}" for text in group_notes(comparison)]

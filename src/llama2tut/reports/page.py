@@ -48,7 +48,7 @@ def page(comparison: Comparison) -> str:
         "title": _escape(f"{heading} · {comparison.model}"),
         "heading": _escape(heading),
         "names": "".join(f"<dt>{name}</dt><dd>{_escape(text)}</dd>" for name, text in names),
-        "verdicts": "".join(f'<p class="verdict">{text}.</p>' for text in verdicts(comparison)),
+        "verdicts": "".join(f'<p class="verdict">{_escape(text)}.</p>' for text in verdicts(comparison)),
         "scores": "".join(_panels(comparison)),
         "groups": _groups(comparison),
         "hint": '<p class="hint">' + " ".join(hints) + "</p>" if metric else "",

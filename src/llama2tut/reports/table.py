@@ -59,7 +59,7 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
         parts += [(_boxed if fits else _stacked)(comparison, rows, names, ascii), ""]
     scores = score_rows(comparison)
     apart = [[cell.replace(" (", "\n(") for cell in row] for row in scores]
-    parts += [_grid(terminal, scores, apart), "", *(Text(text, "bold") for text in verdicts(comparison))]
+    parts += [_grid(terminal, scores, apart), "", *(_text(text, ascii, "bold") for text in verdicts(comparison))]
     if groups := [[_text(cell, ascii) for cell in row] for row in group_table(comparison)]:
         parts += ["", _grid(terminal, groups), "", *(Text(text, "dim") for text in group_notes(comparison))]
     parts.append(_text(note, ascii, "dim"))

@@ -72,7 +72,7 @@ def interval(metric: Metric, bounds: Interval | None, sign: str = "") -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence a difference: of each column to the base model and to those between; and what training cost."""
+    """One sentence a difference: to the base model and to those between; what training cost; and what is odd."""
     metric, said = comparison.metric, []
     for it in (*comparison.differences, *comparison.between):
         assert metric is not None
@@ -86,7 +86,7 @@ def verdicts(comparison: Comparison) -> list[str]:
             said.append(f"{column} on general texts, {LANGUAGES[one.language]}: perplexity {after:,.2f} against base "
                         f"{before:,.2f}, loss {one.rise:+.3f} ({low:+.3f} to {high:+.3f}), "
                         f"{'forgets' if low > 0 else 'gains' if high < 0 else 'no difference'} beyond chance")
-    return said
+    return [*said, *(f"warning: {text}" for text in comparison.settings.get("warnings") or ())]
 
 
 def grade(comparison: Comparison, row: ComparedRow, at: int) -> tuple[str, str]:
