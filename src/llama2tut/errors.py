@@ -91,3 +91,8 @@ class Faults(list[str]):
         """
         if self:
             raise UsageError(*self)
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,7 +1,6 @@
 """YAML from anyone: plain values with their lines, and a fault with its line for everything else."""
 
 import os
-import threading
 import time
 
 import pytest
@@ -42,6 +41,8 @@ def test_values_keep_their_types_and_lines(tmp_path):
     ("", "holds no `key: value` lines; write at least one"),
     ("# only words\n", "holds no `key: value` lines; write at least one"),
     ("[1, 2]", "holds no `key: value` lines; write at least one"),
+    ('extract: "^\\W"\n', "1: found unknown escape character 'W': in double quotes a backslash begins an escape; "
+                         "put the text into single quotes; mend the YAML there"),
     ("just text", "holds no `key: value` lines; write at least one"),
     ("a: [1", "1: expected ',' or ']', but got '<stream end>'; mend the YAML there"),
     ("a: 1\nb: {\n", "3: expected the node content, but found '<stream end>'; mend the YAML there"),
@@ -93,26 +94,10 @@ def test_a_bomb_of_anchors_never_explodes(tmp_path):
         "anchors, aliases and tags are not read; write the plain value"}
 
 
-def test_a_file_without_an_end_is_read_no_further_than_it_may(tmp_path):
-    pipe = tmp_path / "pipe.yaml"
-    os.mkfifo(pipe)
-    written = []
-
-    def pour():
-        handle = os.open(pipe, os.O_WRONLY)
-        try:
-            while True:
-                written.append(os.write(handle, b"# more\n" * 1000))
-        except BrokenPipeError:
-            os.close(handle)
-
-    writer = threading.Thread(target=pour, daemon=True)
-    writer.start()
-    with pytest.raises(UsageError, match="more than 200,000 bytes"):
-        read_yaml(pipe)
-    writer.join(10)
-    assert not writer.is_alive()
-    assert sum(written) < 2_000_000
+def test_a_file_without_an_end_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UsageError, match="may never end"):
+        read_yaml(tmp_path / "pipe.yaml")
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "folder", "a\0b", "n" * 300])

@@ -108,6 +108,8 @@ def plain_values(text: str) -> tuple[Any, dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        if "unknown escape character" in problem:
+            problem += ": in double quotes a backslash begins an escape; put the text into single quotes"
         raise UsageError(f"{line + 1}: {problem}; mend the YAML there") from None
 
 

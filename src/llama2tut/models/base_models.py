@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.errors import Faults, ModelError, UserError, foreign, ran_out
+from llama2tut.errors import Faults, ModelError, UserError, foreign, ran_out, reason
 from llama2tut.models.checkpoint_files import (
     check_folder,
     linear_shapes,
@@ -23,7 +23,6 @@ from llama2tut.models.checkpoint_files import (
 )
 from llama2tut.models.loading import loading
 from llama2tut.models.smollm2 import ALIAS, converted
-from llama2tut.tasks.readers import reason
 
 _MOST_GROWTH = 1_000  # of a text by a tokenizer
 DEFAULT_GPU = "meta-llama/Llama-2-7b-hf"

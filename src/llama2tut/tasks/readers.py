@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from llama2tut.errors import DataError, MachineError
+from llama2tut.errors import DataError, MachineError, reason
 from llama2tut.tasks.task import CONVERSATIONS
 
 BOM = "\ufeff"
@@ -58,11 +58,6 @@ def numbered(rows: list[int]) -> str:
     if len(rows) == 1:
         return f"row {rows[0]}"
     return f"{len(rows):,} rows ({', '.join(map(str, rows[:3]))}{', …' if len(rows) > 3 else ''})"
-
-
-def reason(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def kind(name: str) -> str:
@@ -106,10 +101,18 @@ def _open(label: str, data: bytes, encoding: str | None, newline: str) -> tuple[
     except UnicodeDecodeError as error:
         bad, what = error.start, f"a byte that is not {encoding or 'UTF-8'}"
     if bad >= 0:
-        line = data.count(b"\n", 0, bad) + 1
-        raise DataError(f"{label}: line {line}: {what} (0x{data[bad]:02x} at offset {bad}); save the file as UTF-8, or "
-                        "name what it is in a TASK.yaml, as `encoding: cp1252`, gb18030 or utf-16")
+        line, guess = data.count(b"\n", 0, bad) + 1, _guess(data)
+        raise DataError(f"{label}: line {line}: {what} (0x{data[bad]:02x} at offset {bad}); save the file as UTF-8; if "
+                        f"it is {guess}, put `encoding: {guess}` into a TASK.yaml, or run: iconv -f {guess} -t utf-8")
     return io.TextIOWrapper(io.BytesIO(data), encoding or "utf-8-sig", newline=newline), encoding or ""
+
+
+def _guess(data: bytes) -> str:
+    """What bytes that are not UTF-8 may be: high bytes come in pairs in Chinese, alone in Western languages."""
+    if data.count(0) > len(data) // 4:
+        return "utf-16le"
+    runs = re.findall(rb"[\x80-\xff]+", data[:_SAMPLE])
+    return "gb18030" if 2 * sum(len(run) % 2 == 0 for run in runs) > len(runs) else "cp1252"
 
 
 def _csv(label: str, data: bytes, reading: Reading) -> Table:
@@ -293,4 +296,5 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 
 READERS: dict[str, Callable[[str, bytes, Reading], Table]]  # suffix -> reader of (label, the whole file, how)
-READERS = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json, ".parquet": _parquet, ".xlsx": _xlsx}
+READERS = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json, ".ndjson": _json, ".parquet": _parquet,
+           ".xlsx": _xlsx}

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from llama2tut.errors import DataError, UserError, foreign, ran_out
+from llama2tut.errors import DataError, UserError, foreign, ran_out, reason
 from llama2tut.files import read_input
 from llama2tut.resources import shipped
-from llama2tut.tasks.readers import ARCHIVE_LIMIT, READERS, Reading, Table, kind, read_table, reason, with_class_names
+from llama2tut.tasks.readers import ARCHIVE_LIMIT, READERS, Reading, Table, kind, read_table, with_class_names
 from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")

@@ -12,8 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from llama2tut.errors import DataError, ModelError
-from llama2tut.tasks.readers import reason
+from llama2tut.errors import DataError, ModelError, reason
 from llama2tut.tasks.task import Task, turns
 
 _WORD_START = re.compile(r"(?<!\S)\S")
