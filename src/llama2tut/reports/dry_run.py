@@ -16,7 +16,7 @@ from llama2tut.tasks.tokenize import Example
 from llama2tut.training.planning import changes_that_fit, longest_row, memory_needed
 
 # What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
-_H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 200 * 0.135e9
+_H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 250 * 0.135e9
 
 
 def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console: Console) -> str:
