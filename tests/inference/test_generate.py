@@ -137,6 +137,15 @@ def test_an_answer_ends_at_eos(toy_model_dir):
         assert token_lists(generator, batch_size=size) == cut
 
 
+def test_an_answer_that_ends_with_its_last_token_is_not_cut_and_one_that_is_cut_ends_in_a_whole_character(
+        base, monkeypatch):
+    ids = base.tokenizer("去", add_special_tokens=False).input_ids  # three bytes, a token each
+    said = [[*ids, 2], [*ids, ids[0]], [*ids, *ids[:2]][:4]]
+    monkeypatch.setattr(base, "_decode", lambda prompts, *rest: [said.pop(0) for _ in prompts])
+    answers = list(base.iter_answers([[5]] * 3, adapter=None, sampling=Sampling(max_new_tokens=4), batch_size=3))
+    assert [(text, cut) for _, text, _, cut in answers] == [("去", False), ("去", True), ("去", True)]
+
+
 def test_special_tokens_are_not_part_of_the_text(base, monkeypatch):
     monkeypatch.setattr(base, "_decode", lambda prompts, *rest: [[*base.tokenizer("hi").input_ids, 2]])
     assert list(base.iter_answers([[5]], adapter=None)) == [(0, "hi", 4, False)]

@@ -107,6 +107,12 @@ def test_characters_that_differ_are_marked_where_there_are_no_spaces():
     assert re.findall("<mark>(.*?)</mark>", page(compared(SAMSUM, chat))) == ["八", "学校"]
 
 
+def test_the_pages_language_is_that_of_its_rows():
+    chat = [("小明：几点？", "小明七点去公园。", "Sure", "小明七点去公园")]
+    assert '<html lang="zh">' in page(compared(SAMSUM, chat))
+    assert '<html lang="en">' in page(dialogues())
+
+
 def test_a_wrong_number_is_marked_and_its_working_is_not():
     assert re.findall("<mark>(.*?)</mark>", page(arithmetic())) == ["40", "1", "1"]
 

@@ -132,8 +132,8 @@ class Generator:
                 continue
             todo = todo[len(rows):]
             for row, ids in zip(rows, tokens, strict=True):
-                cut = len(ids) == sampling.max_new_tokens and ids[-1] not in self._eos
-                yield row, self.tokenizer.decode(ids, skip_special_tokens=True), len(ids), cut
+                cut = len(ids) == sampling.max_new_tokens and ids[-1] not in self._eos[adapter]
+                yield row, self._text(ids, cut=cut), len(ids), cut
 
     def stream(self, prompt: list[int], *, adapter: int | None, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """One prompt's answer in pieces, as they come; together they are its text.
@@ -155,8 +155,13 @@ class Generator:
                         shown = text
         except torch.OutOfMemoryError:
             raise MachineError(_TOO_LONG) from None
-        if rest := self.tokenizer.decode(ids, skip_special_tokens=True)[len(shown):]:
+        if rest := self._text(ids, cut=len(ids) == sampling.max_new_tokens)[len(shown):]:
             yield rest
+
+    def _text(self, ids: list[int], *, cut: bool) -> str:
+        """What token ids spell, without the half of a character that an answer cut off in its midst would end in."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.rstrip("\ufffd") if cut else text
 
     def losses(self, texts: Sequence[list[int]], *, adapter: int | None) -> Iterator[float]:
         """Mean loss of each text in nats a token, its first token aside, from which the others are told."""

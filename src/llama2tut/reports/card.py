@@ -67,7 +67,7 @@ def plot_losses(metrics: Iterable[dict[str, Any]], path: Path) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x, losses = [entry["step"] for entry in steps], [entry["loss"] for entry in steps]
     top.plot(x, losses, color="#9db8d9", linewidth=1)
-    top.plot(x, _smooth(losses), color="#1f5fa8", linewidth=3, label="training")
+    top.plot(x, _smooth(losses), color="#1f5fa8", linewidth=3, label="training (mean of the last tenth)")
     top.plot([entry["step"] for entry in evaluations], [entry["eval_loss"] for entry in evaluations], "o-",
              color="#d9541e", linewidth=3, markersize=9, label="validation")
     top.set_ylabel("loss", fontsize=16)

@@ -45,6 +45,7 @@ def page(comparison: Comparison) -> str:
     fills = {
         "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
                   "base-uri 'none'; form-action 'none'",
+        "lang": _language(comparison),
         "title": _escape(f"{heading} · {comparison.model}"),
         "heading": _escape(heading),
         "names": "".join(f"<dt>{name}</dt><dd>{_escape(text)}</dd>" for name, text in names),
@@ -60,6 +61,14 @@ def page(comparison: Comparison) -> str:
         "data": json(comparison).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fills[match[1]], template)
+
+
+def _language(comparison: Comparison) -> str:
+    """The language that most of the rows are in, as far as their script tells: fonts and line breaks go by it."""
+    text = "".join(row.reference or row.prompt for row in comparison.rows[:100])
+    weights = {"en": (r"\p{Latin}", 0.25), "zh": (r"\p{Han}", 0.5), "ko": (r"\p{Hangul}", 1),
+               "ja": (r"[\p{Hiragana}\p{Katakana}]", 1)}
+    return max(weights, key=lambda name: weights[name][1] * len(regex.findall(weights[name][0], text)))
 
 
 def _escape(text: str) -> str:
