@@ -120,6 +120,12 @@ def test_a_tokenizer_that_makes_a_megabyte_of_a_letter(ready, normalizer):
     refused(ready, ASK, "tokenizer.json")
 
 
+@pytest.mark.parametrize(("key", "value"), [("model_max_length", ""), ("model_max_length", []), ("padding_side", 7)])
+def test_a_tokenizer_with_settings_of_the_wrong_kind(ready, key, value):
+    edit_json("toy/tokenizer_config.json", **{key: value})(ready)
+    refused(ready, ASK, "tokenizer")
+
+
 def test_a_library_that_panics_over_a_file(ready, monkeypatch):
     class PanicException(BaseException):
         """As pyo3 raises it: past every `except Exception`."""

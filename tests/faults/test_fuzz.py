@@ -164,7 +164,7 @@ def models(folder, toy_model_dir, toy_adapter_dir):
     return folder
 
 
-@settings(FUZZ, max_examples=EXAMPLES // 4)
+@settings(FUZZ, max_examples=EXAMPLES // 2)
 @given(name=st.sampled_from(MODEL_FILES), data=st.data())
 def test_models_and_adapters(name, data, models):
     path = models / name

@@ -77,7 +77,10 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     with loading(f"the tokenizer of {path}"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # Settings of the wrong kind show with the first text: here, where the files still have their name.
+        tokenizer.decode(tokenizer(["a"])["input_ids"][0], skip_special_tokens=True)
+        return tokenizer
 
 
 def checkpoint_folder(path: str) -> Path | None:
