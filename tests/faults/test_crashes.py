@@ -64,6 +64,9 @@ DAMAGES = {
     "a weight file that is cut": lambda at: cut(at / "adapter.safetensors"),
     "a byte that is another": lambda at: change_a_byte(at / "optimizer.pt"),
     "a missing file": lambda at: (at / "optimizer.pt").unlink(),
+    "a state that is a list": lambda at: (at / "state.json").write_text("[]"),
+    "a state of words": lambda at: (at / "state.json").write_text((at / "state.json").read_text().replace(
+        '"micro": 5', '"micro": "five"')),
     "a state that is none": lambda at: (at / "state.json").write_text('{"step": "x", "sha256": []}'),
 }
 

@@ -83,13 +83,14 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     damaged: list[str] = []
     for folder in reversed(_checkpoints(output_dir)):
         try:
-            read_position(folder)
-            if json.loads(read_input(folder / _STATE))["sha256"] == _digests(folder):
+            state, position = json.loads(read_input(folder / _STATE)), read_position(folder)
+            numbers = all(isinstance(value, int | float | None) for value in dataclasses.asdict(position).values())
+            if numbers and position.step == _step(folder) and state["sha256"] == _digests(folder):
                 return folder, damaged
             fault = "its files are not what was saved"
         except OSError as error:
             fault = f"{error.filename}: {error.strerror}"
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             fault = f"{_STATE} is damaged"
         damaged.append(f"the checkpoint {folder} cannot be used ({fault})")
     return None, damaged
