@@ -16,11 +16,11 @@ def resolve(monkeypatch, capsys):
     """Resolves a request for `room` GiB of a GPU with bf16 and Liger's kernels; gives the run and what was said."""
     import torch
 
-    def run(room=78.0, model=LLAMA_2_7B, **fields):
+    def run(room=78.0, model=LLAMA_2_7B, ranks=1, **fields):
         monkeypatch.setattr(planning, "gpu_room_gib", lambda: room)
         request = FinetuneRequest(**{"task": "samsum", "packing": True, "compile": True, "lora_dropout": 0.0,
                                      "context_length": 4096, **fields})
-        config = planning.resolve_run(request, model, None, Console())
+        config = planning.resolve_run(request, model, None, Console(), ranks=ranks)
         return config, capsys.readouterr().err
 
     for module, name, value in ((device, "gpu_present", True), (device, "has_bf16", True), (device, "has_fp8", True),
@@ -98,3 +98,14 @@ def test_layers_whose_shape_fp8_cannot_take_are_named(resolve):
     assert "multiplied in bf16" not in resolve(precision="fp8")[1]
     odd = BaseModel("odd", "odd", {**LLAMA_2_7B.config, "intermediate_size": 11_000})
     assert "mlp.gate_proj, mlp.up_proj, mlp.down_proj" in resolve(precision="fp8", model=odd)[1]
+
+
+def test_a_model_that_one_gpu_cannot_hold_is_divided_where_there_are_several(resolve):
+    def choose(room, ranks, **fields):
+        return resolve(room=room, ranks=ranks, context_length=512, **fields)[0]
+
+    assert not choose(22.5, 2).sharded
+    assert choose(5.0, 2).sharded
+    assert not choose(5.0, 2, shard="off", ignore_memory_estimate=True).sharded
+    with pytest.raises(MachineError, match=r"train on \d such GPUs"):
+        choose(4.6, 1, gradient_checkpointing="on")

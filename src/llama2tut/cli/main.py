@@ -21,9 +21,9 @@ from llama2tut.cli.blame import not_ours
 from llama2tut.cli.help import command_help, general_help
 from llama2tut.config.requests import COMMANDS, Request
 from llama2tut.console import Console, Result
+from llama2tut.distributed import ranks
+from llama2tut.distributed.launch import Failure, StartRanks, launch
 from llama2tut.errors import STOPPING, Interrupted, UsageError, UserError
-from llama2tut.gpu import ranks
-from llama2tut.gpu.launch import Failure, StartRanks, launch
 
 _MOST_FAULTS = 50  # said of one command line; a hostile file can have a million
 

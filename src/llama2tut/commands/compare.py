@@ -10,10 +10,10 @@ from pathlib import Path
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions
 from llama2tut.console import Console, Result, visible
+from llama2tut.distributed import ranks
+from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import output_fault, write_output, writing
-from llama2tut.gpu import ranks
-from llama2tut.gpu.launch import StartRanks
 from llama2tut.inference.columns import LANGUAGES, Forgetting, Models, answers_folder, measure_forgetting
 from llama2tut.inference.config import (
     InferenceConfig,

@@ -11,10 +11,10 @@ from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
+from llama2tut.distributed import ranks
+from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import Faults, MachineError, UsageError, ran_out
 from llama2tut.files import locked, output_fault, sweep, writing
-from llama2tut.gpu import ranks
-from llama2tut.gpu.launch import StartRanks
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import check_precision, choose_device, ranks_to_start
 from llama2tut.tasks.examples import reading_once, request_rows, run_examples

@@ -13,10 +13,10 @@ from typing import Any
 
 from llama2tut.config.requests import InferRequest
 from llama2tut.console import Console, Result, visible
+from llama2tut.distributed import ranks
+from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
-from llama2tut.gpu import ranks
-from llama2tut.gpu.launch import StartRanks
 from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
 from llama2tut.models.device import ranks_to_start
 

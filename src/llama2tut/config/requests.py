@@ -103,6 +103,8 @@ class FinetuneRequest:
     resume: bool = flag(False, "go on from the newest checkpoint; unset flags come from the saved run", group="Run")
     gpus: int | Literal["auto"] | None = flag(None, "N: train on N GPUs; auto: on all; 0: on the CPU [1 where there is "
                                               "one]", least=0, most=1024, group="Run")
+    shard: Literal["auto", "on", "off"] = flag("auto", "divide the base model between the GPUs; auto: only if one "
+                                               "cannot hold it", group="Run")
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
     dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing; runs a FILE.py for its rows",

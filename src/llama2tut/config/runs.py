@@ -37,6 +37,7 @@ class RunConfig:
         liger: whether Liger's fused kernels are used.
         cuda_graphs: whether the decoder is compiled and captured as CUDA graphs.
         ranks: processes that train together, one for each GPU.
+        sharded: whether the base weights are divided between them, or whole on each.
         first_ranks: as many as the run was started with; resumed on another number, it keeps its steps.
         data_source: what the rows were read from, for people.
         digests: file -> sha256 (or hub id -> revision) of the rows, and of the base model.
@@ -53,6 +54,7 @@ class RunConfig:
     liger: bool
     cuda_graphs: bool
     ranks: int = 1
+    sharded: bool = False
     first_ranks: int = 1
     data_source: str
     digests: Mapping[str, str]

@@ -18,8 +18,8 @@ from typing import Any
 
 from llama2tut.config.runs import package_versions
 from llama2tut.console import Console
+from llama2tut.distributed import ranks
 from llama2tut.files import append_line, appending
-from llama2tut.gpu import ranks
 from llama2tut.inference.config import InferenceConfig
 from llama2tut.inference.generate import Answers, Generator, load
 from llama2tut.inference.sampling import Sampling

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llama2tut.config.requests import Precision, TrainingPrecision
+from llama2tut.distributed import ranks
 from llama2tut.errors import MachineError, UsageError
-from llama2tut.gpu import ranks
 
 Device = Literal["cuda", "cpu"]
 _P = TypeVar("_P", Precision, TrainingPrecision)

@@ -61,7 +61,8 @@ def check_finite(model: Any, what: str) -> None:
         ModelError: `what` holds NaN or infinity.
     """
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not weight.isfinite().all():
+        packed = hasattr(weight, "quant_state")  # bytes of 4-bit weights, which can be stored as another type
+        if weight.is_floating_point() and not packed and not weight.isfinite().all():
             raise ModelError(f"{what}: {name} has numbers that are not finite: copy or download it again, or use "
                              "--precision bf16 or fp32 where it is fp16 that they do not fit")
 
@@ -91,6 +92,14 @@ def checkpoint_folder(path: str) -> Path | None:
         return Path(path)
     config = try_to_load_from_cache(path, "config.json")
     return Path(config).parent if isinstance(config, str) else None
+
+
+def weights_folder(path: str) -> Path:
+    """Where the weights of a checkpoint folder or hub id are, fetched if they are not here yet."""
+    from huggingface_hub import snapshot_download
+
+    return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=["*.json",
+                                                                                              "*.safetensors"]))
 
 
 def copy_tokenizer(path: str, folder: Path) -> None:

@@ -42,8 +42,11 @@ class Estimate:
 
 
 def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, *,
-             gradient_checkpointing: bool, device: str = "cuda") -> Estimate:
-    """The peak of a run with these settings; `request.compile` tells whether its decoder will indeed be compiled."""
+             gradient_checkpointing: bool, device: str = "cuda", parts: int = 1) -> Estimate:
+    """The peak of a run with these settings; `request.compile` tells whether its decoder will indeed be compiled.
+
+    With the base weights in `parts`, one for each GPU: the peak of one of them.
+    """
     on_cpu = device == "cpu"
     width, layers = base_model.config["hidden_size"], base_model.config["num_hidden_layers"]
     inner = base_model.config["intermediate_size"]
@@ -76,7 +79,11 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
     logits = tokens * base_model.config["vocab_size"] * _LOGIT_BYTES
     if on_cpu:
         logits = min(tokens, CHUNK) * base_model.config["vocab_size"] * 4 * _LOSS_COPIES
-    return Estimate(weights=(linear * kept_each + others * bytes_each) / _GIB,
+    weights = linear * kept_each + others * bytes_each
+    if parts > 1:  # beside its part, a GPU holds what is computed now and what comes next
+        weights = weights / parts + 2 * linear / layers * kept_each + others * bytes_each
+        loaded /= parts
+    return Estimate(weights=weights / _GIB,
                     adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
                     workspace=_PROCESS + logits / _GIB if on_cpu else max(_WORKSPACE, logits / _GIB),
                     loading=(linear * loaded + others * bytes_each) / _GIB)

@@ -1,5 +1,6 @@
 """What `--dry-run` says about a run: settings, upstream's arguments, rows, one example, time and memory."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -45,7 +46,12 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
                   *marked(tokenizer, example)]
     lines += ["", "# course",
               f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
-              f"about {total / rate / 60:,.0f} minutes, if this {like}"]
+              f"about {total / rate / config.ranks / 60:,.0f} minutes, if this {like}"]
+    if config.ranks > 1:
+        share = math.ceil(config.batches_per_step / config.ranks)
+        lines += [f"rank {rank}: batches {rank + 1}, {rank + 1 + config.ranks}, … of each step's "
+                  f"{config.batches_per_step} ({share} turns), {'a part of' if config.sharded else 'all of'} the model"
+                  for rank in range(config.ranks)]
     longest = longest_row(config.request, (len(example["input_ids"])
                                            for examples in splits.values() for example in examples))
     lines.append(_memory_line(config, base_model, longest))

@@ -26,7 +26,7 @@ from llama2tut.models.loading import loading
 KEPT = 2
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 # Flags that may differ between a run and its resumption: they do not change what is trained.
-_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "show", "eval_generate", "gpus",
+_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "show", "eval_generate", "gpus", "shard",
          "gradient_checkpointing", "compile", "ignore_memory_estimate"}
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.upstream_fields import INSTALL
+from llama2tut.distributed.sharding import load_in_parts
 from llama2tut.errors import MachineError
-from llama2tut.models.loading import check_finite, loading
+from llama2tut.models.loading import check_finite, loading, weights_folder
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Callbacks:
         dtype: torch dtype of the base weights.
         attention: transformers' name of the attention implementation.
         device: `cuda` or `cpu`.
+        sharded: whether the base weights are divided between ranks.
         on_model: gets the model once PEFT has wrapped it, before the optimizer is made.
         batches: (examples, context length) -> the finished batches of training or validation, with a length.
         evaluate: (model, loader) -> validation loss, the mean over all trained tokens.
@@ -31,6 +33,7 @@ class Callbacks:
     dtype: Any
     attention: str
     device: str
+    sharded: bool
     on_model: Callable[[Any], None]
     batches: Callable[[Any, int], Any]
     evaluate: Callable[[Any, Any], float]
@@ -41,7 +44,8 @@ def mended(callbacks: Callbacks) -> Iterator[None]:
     """All mends. `llama_recipes.finetuning.main` is to be imported and called inside."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(accelerate_is_ccl_available())
-        stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device))
+        stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device,
+                                                  callbacks.sharded))
         stack.enter_context(get_peft_model(callbacks.on_model))
         stack.enter_context(quiet_memory_trace())
         stack.enter_context(device_aware_evaluation(callbacks.evaluate))
@@ -69,11 +73,12 @@ def accelerate_is_ccl_available() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[None]:
+def llama_from_pretrained(dtype: Any, attention: str, device: str, sharded: bool = False) -> Iterator[None]:
     """`llama_cookbook/finetuning.py` loads with `use_cache=None`, which transformers 5 refuses.
 
     False is also needed for another reason: transformers keeps packed examples apart only when there is neither a
-    cache nor an attention mask. `device_map="auto"` would move layers to the CPU where a GPU is nearly full.
+    cache nor an attention mask. `device_map="auto"` would move layers to the CPU where a GPU is nearly full. Upstream's
+    own sharding is FSDP1, which saves one rank's part of an adapter and cannot divide 4-bit weights.
     Remove when: upstream passes a boolean, a dtype and an attention implementation, and no "auto".
     """
     from transformers import LlamaForCausalLM
@@ -87,7 +92,11 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str) -> Iterator[N
             kwargs |= {"use_cache": False, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
             if kwargs.get("quantization_config") or device == "cuda":
                 kwargs["device_map"] = {"": 0 if device == "cuda" else "cpu"}
-            with loading(f"--model {args[0]}", quantized=bool(kwargs.get("quantization_config"))):
+            quantized = bool(kwargs.get("quantization_config"))
+            with loading(f"--model {args[0]}", quantized=quantized):
+                if sharded:
+                    return load_in_parts(weights_folder(args[0]), dtype=dtype, quantized=quantized, attention=attention,
+                                         device=device)
                 model = LlamaForCausalLM.from_pretrained(*args, **kwargs)
             check_finite(model, f"--model {args[0]}")
             return model

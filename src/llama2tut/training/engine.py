@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 from llama2tut.config.runs import CONFIG_NAME, RunConfig
 from llama2tut.console import Console
-from llama2tut.gpu import kernels, ranks
+from llama2tut.distributed import ranks
+from llama2tut.gpu import kernels
 from llama2tut.models.device import torch_dtype
 from llama2tut.training import compat
 from llama2tut.training.loop import TrainingRun
@@ -67,7 +68,8 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
     if config.liger:
         kernels.patch_llama(training=True, compiled=config.cuda_graphs)
     callbacks = compat.Callbacks(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
-                         on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
+                                 sharded=config.sharded,
+                                 on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
     log = config.output_dir / UPSTREAM_LOG if ranks.rank() == 0 else Path(os.devnull)
     with upstream_log(log), compat.mended(callbacks), on_device(config.device):
         from llama_recipes.finetuning import main

@@ -6,7 +6,7 @@ from typing import Any
 
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
-from llama2tut.gpu import ranks
+from llama2tut.distributed import ranks
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.training.schedule import Turn
@@ -36,8 +36,9 @@ class StepLoss:
         import torch
 
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        loss = torch.stack(self._parts).sum().to(gradients[0])
-        self._sums = torch.cat([loss[None], torch.tensor(asked).to(loss)])
+        loss = torch.stack(self._parts).sum().to(gradients[0].dtype)
+        # Filled on the GPU: copied there, they would make the next launches wait for the backward pass.
+        self._sums = torch.stack([loss, *(loss.new_full((), float(one)) for one in asked)])
         ranks.add_up([*gradients, self._sums])
 
     def read(self, count: int) -> list[float]:
@@ -119,13 +120,14 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
             with torch.compiler.set_stance("force_eager"):
                 generator = Generator(LoadedModel(base, None, tokenizer, frozenset({tokenizer.eos_token_id}), (), ()))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
-                _, mine = ranks.own(prompts)
+                # Where each rank holds a part of the weights, all compute every answer together.
+                mine = prompts if config.sharded else ranks.own(prompts)[1]
                 answers = generator.answers(mine, adapter=None, sampling=greedy, progress=lambda done: (
                     console.progress(f"validation: {done:,}/{len(mine):,} answers")))
         finally:
             base.set_attn_implementation(attention)
             model.train(was_training)
-        texts = ranks.together(answers.texts)
+        texts = answers.texts if config.sharded else ranks.together(answers.texts)
         found = score(task, texts, [row[task.reference] for row in chosen])
         return {f"eval_{name}": found.means[name] for name in found.per_row}
 

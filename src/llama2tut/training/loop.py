@@ -11,9 +11,9 @@ from typing import Any
 
 from llama2tut.config.runs import METRICS_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
+from llama2tut.distributed import ranks
 from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
 from llama2tut.files import append_line, appending, writing
-from llama2tut.gpu import ranks
 from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from llama2tut.config.requests import FinetuneRequest, TrainingPrecision
 from llama2tut.config.runs import RunConfig, package_versions, read_run
 from llama2tut.console import Console
+from llama2tut.distributed.ranks import all_values
 from llama2tut.errors import MachineError
 from llama2tut.gpu.kernels import liger_available
-from llama2tut.gpu.ranks import all_values
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import (
@@ -63,33 +63,24 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     cuda_graphs = request.compile and not lacking
     if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
         console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
-    gradient_checkpointing = request.gradient_checkpointing == "on"
+    gradient_checkpointing, sharded = request.gradient_checkpointing == "on", ranks > 1 and request.shard == "on"
     if device == "cuda":
-        room, planned = min(all_values(gpu_room_gib())), dataclasses.replace(request, compile=cuda_graphs)
-        if request.gradient_checkpointing == "auto":
-            gradient_checkpointing = not estimate(base_model, planned, precision, quantization,
-                                                  gradient_checkpointing=False).fits(room)
-        needed = estimate(base_model, planned, precision, quantization, gradient_checkpointing=gradient_checkpointing)
-        if not needed.fits(room) and not request.dry_run:
-            fault = f"this run needs about {needed.total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
-            if not request.ignore_memory_estimate:
-                raise MachineError(fault + advice(base_model, planned, precision, quantization, room,
-                                                  gradient_checkpointing=gradient_checkpointing)
-                                   + "; --ignore-memory-estimate tries it all the same")
-            console.warn(f"{fault}it may run out of memory")
+        gradient_checkpointing, sharded = _fit_gpus(
+            base_model, dataclasses.replace(request, compile=cuda_graphs), precision, quantization, ranks, console)
+    decoder = "compiled, as CUDA graphs" if cuda_graphs and not sharded else (
+        f"not compiled (that needs {', '.join(lacking or ['the whole model'])})" if request.compile else "as it is")
+    cuda_graphs = cuda_graphs and not sharded
     digests = {**(rows.digests if rows else {}), **task_digest(request.task),
                BASE_DIGEST: base_model.digest}
     config = RunConfig(
         request=request, model_path=base_model.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
         gradient_checkpointing=gradient_checkpointing, liger=liger, cuda_graphs=cuda_graphs,
-        ranks=ranks, first_ranks=_first_ranks(request) or ranks,
+        ranks=ranks, sharded=sharded, first_ranks=_first_ranks(request) or ranks,
         data_source=rows.source if rows else request.task, digests=digests, versions=package_versions())
-    decoder = "compiled, as CUDA graphs" if cuda_graphs else (
-        f"not compiled (that needs {', '.join(lacking)})" if request.compile else "as it is")
     name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU"
     if ranks > 1:
-        name = f"{ranks} x {name} with the whole model each"
+        name = f"{ranks} x {name} with {'a part of the model' if sharded else 'the whole model'} each"
     if config.batches_per_step % ranks:
         console.warn(f"a step has {config.batches_per_step} batches, as the run was started with, which {ranks} ranks "
                      "cannot share evenly; some will wait")
@@ -116,7 +107,8 @@ def memory_needed(config: RunConfig, base_model: BaseModel, longest: int) -> tup
     """
     planned = dataclasses.replace(config.request, compile=config.cuda_graphs, context_length=longest)
     needed = estimate(base_model, planned, config.precision, config.quantization, device=config.device,
-                      gradient_checkpointing=config.gradient_checkpointing)
+                      gradient_checkpointing=config.gradient_checkpointing,
+                      parts=config.ranks if config.sharded else 1)
     return needed, gpu_room_gib() if config.device == "cuda" else free_memory_gib()
 
 
@@ -148,6 +140,50 @@ def _first_ranks(request: FinetuneRequest) -> int | None:
     """How many ranks the run that is resumed was started with."""
     folder = request.output_dir
     return read_run(folder).first_ranks if request.resume and folder and newest_checkpoint(folder)[0] else None
+
+
+def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, ranks: int,
+              console: Console) -> tuple[bool, bool]:
+    """Whether activations are recomputed, and whether the base model is divided between the GPUs.
+
+    Whole models are faster than parts, and kept activations than recomputed ones: the first way that fits is taken.
+
+    Args:
+        base_model, request, precision, quantization: of the run; `request.compile` as it would be with whole models.
+        ranks: GPUs.
+        console: for a warning where nothing fits and the run is to be tried all the same.
+
+    Raises:
+        MachineError: nothing fits; it says what would.
+    """
+    room, choices = min(all_values(gpu_room_gib())), {"auto": (False, True), "on": (True,), "off": (False,)}
+    divisible = precision != "fp8" and quantization != "8bit"
+    if request.shard == "on" and ranks > 1 and not divisible:
+        raise MachineError("--shard on divides weights in nf4 or as they are, for products in bf16; leave out "
+                           "--precision fp8 and --quantization 8bit")
+
+    def needed(recomputed: bool, parts: int) -> Estimate:
+        planned = dataclasses.replace(request, compile=request.compile and parts == 1)
+        return estimate(base_model, planned, precision, quantization, gradient_checkpointing=recomputed, parts=parts)
+
+    recomputing = choices[request.gradient_checkpointing]
+    dividing = choices[request.shard] if ranks > 1 and divisible else (False,)
+    ways = [(recomputed, divided) for divided in dividing for recomputed in recomputing]
+    for recomputed, divided in ways:
+        if needed(recomputed, ranks if divided else 1).fits(room):
+            return recomputed, divided
+    recomputed, divided = ways[-1]
+    if not request.dry_run:
+        fault = (f"this run needs about {needed(recomputed, ranks if divided else 1).total:.1f} GiB of GPU memory, "
+                 f"{room:.1f} GiB are there: ")
+        if not request.ignore_memory_estimate:
+            enough = next((count for count in (2, 4, 8) if count > ranks and divisible
+                           and needed(recomputing[-1], count).fits(room)), None)
+            changes = advice(base_model, request, precision, quantization, room, gradient_checkpointing=recomputed)
+            raise MachineError(fault + (f"train on {enough} such GPUs (--gpus {enough}), or " if enough else "")
+                               + changes + "; --ignore-memory-estimate tries it all the same")
+        console.warn(f"{fault}it may run out of memory")
+    return recomputed, divided
 
 
 def _name_bf16_layers(base_model: BaseModel, console: Console) -> None:

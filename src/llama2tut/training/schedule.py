@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.gpu import ranks
+from llama2tut.distributed import ranks
 from llama2tut.tasks.tokenize import Example
 from llama2tut.training.packing import epoch_batches
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.console import Result
+from llama2tut.distributed import ranks
 from llama2tut.errors import STOPPING, Interrupted
-from llama2tut.gpu import ranks
 
 _ENDINGS = (0, 3, *(128 + number for number in STOPPING))  # exit codes of a rank that has ended as it should
 _GRACE = 1.0  # seconds for other ranks to say what ended them, once one has failed

@@ -102,14 +102,14 @@ def _store() -> Any:
 
 
 def join(device: str) -> None:
-    """Make the process group. Upstream's `main` stumbles over one that is there before it begins: call it inside."""
-    if world() == 1:
-        return
+    """Make the process group, once. Upstream's `main` stumbles over one that is there before it begins."""
     from datetime import timedelta
 
     import torch
     from torch import distributed
 
+    if world() == 1 or distributed.is_initialized():
+        return
     cuda = device == "cuda"
     store = distributed.PrefixStore("group", _store())  # type: ignore[attr-defined]  # torch names no exports
     distributed.init_process_group(

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama2tut.gpu.launch import Failure, _first_failure
+from llama2tut.distributed.launch import Failure, _first_failure
 from llama2tut.training.checkpointing import newest_checkpoint, read_position
 
-LAUNCH = "import sys; from llama2tut.gpu.launch import launch; print(launch(sys.argv[2:], int(sys.argv[1])))"
+LAUNCH = "import sys; from llama2tut.distributed.launch import launch; print(launch(sys.argv[2:], int(sys.argv[1])))"
 
 
 def _rank(argv: list[str], environment: dict[str, str], log: str) -> None:
@@ -123,6 +123,21 @@ def test_ranks_share_rows_and_give_the_answers_of_one(run_ranks, toy_model_dir, 
     assert len(found[1][1]) == 7
     _, said = run_ranks("infer", 2, "infer", *what, "--do-sample", "--output", tmp_path / "rows-3.jsonl")
     assert "has all answers" in said
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit"])
+def test_a_model_in_parts_trains_as_whole_models_do(run_ranks, quantization):
+    flags = ["--quantization", quantization, "--max-steps", 3, "--eval-steps", 2]
+    whole, _ = run_ranks("whole", 2, *flags, "--shard", "off")
+    parts, said = run_ranks("parts", 2, *flags, "--shard", "on", "--save-steps", 1)
+    assert "a part of the model" in said
+    _assert_same(whole, parts)
+    if quantization == "4bit":
+        return
+    (parts / "training.json").unlink()  # as if killed after its last checkpoint
+    resumed, said = run_ranks("parts", 1, "--resume", "--quantization", quantization)
+    assert "going on after step 2" in said
+    assert _losses(resumed)[-2:] == pytest.approx(_losses(whole)[-2:], rel=1e-5)
 
 
 class _Launched:

@@ -1,0 +1,1 @@
+"""Several processes of one run, a GPU each: who they are, how they start and end, and weights in parts."""
