@@ -125,9 +125,13 @@ def _stoppable() -> Iterator[None]:
 
 
 def _help(command: str, argv: Sequence[str]) -> str:
-    from llama2tut.cli.building import recipe_values
+    """A command's help, for a `finetune` line with what its recipe sets; help itself needs no package."""
+    with contextlib.suppress(ModuleNotFoundError):
+        if command == "finetune" and len(argv) > 2:
+            from llama2tut.cli.building import recipe_values
 
-    return command_help(command, *(recipe_values(argv) if command == "finetune" else ()))
+            return command_help(command, *recipe_values(argv))
+    return command_help(command)
 
 
 def parse(argv: Sequence[str]) -> Request:
