@@ -29,16 +29,18 @@ def no_kept_answers(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """A test that reaches for the network fails at once instead of hanging."""
+def reachable(monkeypatch):
+    """A test that reaches for the network fails at once instead of hanging; its own servers it adds to this set."""
     connect = socket.socket.connect
+    reachable: set[tuple[str, int]] = set()
 
     def refuse(self, address):
-        if self.family == socket.AF_UNIX:
+        if self.family == socket.AF_UNIX or address in reachable:
             return connect(self, address)
         raise OSError(f"a test tried to reach {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    return reachable
 
 
 @dataclass(frozen=True)

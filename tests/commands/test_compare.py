@@ -340,6 +340,22 @@ def test_forgetting_has_a_gate(compare, monkeypatch):
     assert compare(*given, -1).code == 2
 
 
+def test_what_another_program_wrote_is_a_column_like_any(compare, run_cli, arithmetic_dir, tmp_path):
+    tuned = run_cli("infer", "--adapter", "outputs/two", "--task", "arithmetic", "--data", arithmetic_dir,
+                    "--max-new-tokens", 4, "--limit", 3, "--output", tmp_path / "mine.jsonl")
+    assert tuned.code == 0, tuned.err
+    given = ("--adapter", "outputs/two", "--limit", 3, "--answers", tmp_path / "mine.jsonl")
+    found = json.loads(compare(*given, "--answers", f"{tmp_path / 'mine.jsonl'}:again", "--format", "json").out)
+    jsonschema.validate(found, SCHEMA)
+    assert [column["name"] for column in found["columns"]] == ["base", "finetuned", "mine", "again"]
+    assert found["same_as_finetuned"] == {"mine": 3, "again": 3}
+    assert found["scores"]["mine"]["exact_match"] == found["scores"]["finetuned"]["exact_match"]
+    for form in ("table", "markdown", "html"):
+        assert "mine answers as finetuned does on 3 of 3 rows" in compare(*given, "--format", form).out
+    for flags in (("--answers", tmp_path / "mine.jsonl"), ("--server-model", "x")):
+        assert compare(*given, *flags).code == 2
+
+
 def test_groups_are_in_every_form(compare):
     given = ("--adapter", "outputs/two", "--by", "carries", "--by", "operation")
     found = json.loads(compare(*given, "--format", "json").out)

@@ -20,11 +20,11 @@ from llama2tut.inference.config import (
     few_shot_ids,
     first_answer,
     prompt_ids,
-    read_prompts,
     resolve_inference,
 )
 from llama2tut.inference.generate import Answers
 from llama2tut.inference.groups import label_rows
+from llama2tut.inference.outside import Server, find_server, read_answers, read_prompts
 from llama2tut.inference.sampling import Sampling
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.models.device import ranks_to_start
@@ -66,12 +66,13 @@ def run(request: CompareRequest, console: Console) -> Result:
     if metric and request.fail_under is not None and request.fail_under > metric.top:
         faults.append(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to {metric.top}; "
                       "give one of these")
+    server, files = _outside(request, config.prompts, faults)
     faults.refuse()
     if count > 1:
         return StartRanks(count=count)
     if not request.adapter:
         console.note(f"adapter: {adapters[0]}")
-    comparison = compare(config, labels or [], request, console)
+    comparison = compare(config, labels or [], request, console, server, files)
     if ranks.rank() > 0:
         return Result()  # rank 0 has all answers, too
     width = shutil.get_terminal_size().columns
@@ -91,6 +92,18 @@ def run(request: CompareRequest, console: Console) -> Result:
         except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
             console.warn(str(error))
     return Result(shown, 3 if _gates(comparison, request, console) else 0)
+
+
+def _outside(request: CompareRequest, prompts: Sequence[str],
+             faults: Faults) -> tuple[Server | None, dict[Column, Answers]]:
+    """The server, and the columns from files; what is wrong with them goes into `faults`."""
+    server = faults.attempt(find_server, request.server, request.server_model) if request.server else None
+    if request.server_model and not request.server:
+        faults.append("--server-model is for --server; give that too, or leave it out")
+    read = list(filter(None, (faults.attempt(read_answers, given, prompts) for given in request.answers)))
+    if len({name for name, _, _ in read}) < len(read):
+        faults.append("--answers has two columns of one name; give each its own, as FILE.jsonl:NAME")
+    return server, {Column(name, "answers", source): answers for name, source, answers in read}
 
 
 def _check_output(path: Path | None) -> None:
@@ -116,13 +129,27 @@ def _write(path: Path, result: str, console: Console) -> None:
 
 
 def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], request: CompareRequest,
-            console: Console) -> Comparison:
-    """Answer with every column and score the answers; `labels` are the groups that each row belongs to."""
+            console: Console, server: Server | None, files: dict[Column, Answers]) -> Comparison:
+    """Answer with every column and score the answers.
+
+    Args:
+        config: what answers which prompts.
+        labels: the groups that each row belongs to.
+        request: what was asked.
+        console: for progress.
+        server: that of a further column.
+        files: further columns and their answers.
+    """
     tokenizer = load_tokenizer(config.base_model.path)
     ids = prompt_ids(config, tokenizer, console)
     shots = few_shot_ids(config, ids, tokenizer) if config.shots else None
-    models = Models(config, ids, answers_folder() if request.cache else None, console)
-    found = _answers(config, request, models, ids, shots)
+    folder = answers_folder() if request.cache else None
+    models = Models(config, ids, folder, console)
+    served = {}
+    if server and ranks.rank() == 0:
+        column = Column("server", "server", f"{server.model} at {server.url}")
+        served[column] = server.answers(config.prompts, config.max_new_tokens, folder, console)
+    found = _answers(config, request, models, ids, shots) | served | files
     forgetting: dict[str, list[Forgetting]] = {}
     if request.forgetting or request.fail_if_forgets is not None:
         tuned = [column.name for column in found if column.kind == "adapter"]

@@ -17,7 +17,8 @@ from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
-from llama2tut.inference.config import InferenceConfig, prompt_ids, read_prompts, resolve_inference
+from llama2tut.inference.config import InferenceConfig, prompt_ids, resolve_inference
+from llama2tut.inference.outside import read_prompts
 from llama2tut.models.device import ranks_to_start
 
 _WAIT = 3  # seconds for the first byte of a pipe

@@ -14,8 +14,8 @@ from llama2tut.console import Console, Result
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers, output_fault, staging, sync, writing
 from llama2tut.inference.agreement import alike, answer
+from llama2tut.inference.config import saved_task
 from llama2tut.inference.generate import Generator
-from llama2tut.inference.templates import saved_task
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import resolve
@@ -139,7 +139,8 @@ def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
     if task and len(task.prompt_columns) == 1:
         text = task.render({task.prompt_columns[0]: text})
     stops = [f"PARAMETER stop {json.dumps(end)}" for end in ends]
-    return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0", ""])
+    return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0",
+                      "PARAMETER repeat_penalty 1", ""])
 
 
 def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> None:

@@ -162,6 +162,11 @@ class CompareRequest:
                                "give: operation, carries, …; length]", group="What", repeat=True)
     shots: int | None = flag(None, "a further column: the base model with N training rows as examples in its prompt",
                              least=1, most=1000, group="What")
+    server: str | None = flag(None, "a further column: the answers of an OpenAI-compatible server, as "
+                              "http://localhost:8080; its key from LLAMA2TUT_SERVER_KEY", group="What")
+    server_model: str | None = flag(None, "the model to ask of it [its only one]", group="What")
+    answers: tuple[str, ...] = flag((), "a further column: FILE.jsonl[:NAME] with `prompt` and `completion` a line; "
+                                    "may be repeated", group="What", repeat=True)
     forgetting: bool = flag(False, "also measure what training cost: the loss of base and tuned on general texts",
                             group="What")
     prompt_file: Path | None = flag(None, "compare on these prompts instead, without scores", group="What")

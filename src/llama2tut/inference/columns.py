@@ -53,13 +53,16 @@ class Kept:
     Args:
         folder: where files are kept; None: nothing was said, and nothing is kept.
         setting: all that an answer depends on besides its prompt, as JSON takes it.
+        lasts: seconds after which what was said counts no more.
     """
 
-    def __init__(self, folder: Path | None, setting: Any) -> None:
+    def __init__(self, folder: Path | None, setting: Any, lasts: float = _MONTH) -> None:
         self._file = folder / f"{_digest(setting)}.jsonl" if folder else None
         self._said: dict[str, dict[str, Any]] = {}
         lines: list[bytes] = []
         with suppress(OSError):
+            if self._file and self._file.stat().st_mtime < time.time() - lasts:
+                self._file.unlink()
             if self._file:
                 lines = self._file.read_bytes().split(b"\n")
                 os.utime(self._file)
@@ -80,6 +83,13 @@ class Kept:
             if self._file:
                 with appending(self._file) as handle:
                     append_line(handle, {"prompt": key} | said)
+
+
+    def forget(self) -> None:
+        """Let no later run know."""
+        with suppress(OSError):
+            if self._file:
+                self._file.unlink()
 
 
 def _digest(value: Any) -> str:

@@ -9,21 +9,18 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
-from llama2tut.files import read_input
 from llama2tut.inference.groups import own_groups
-from llama2tut.inference.templates import asked, own_template
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.metrics import check_references
-from llama2tut.tasks.rows import Rows, cell_text, load_rows
+from llama2tut.tasks.rows import Rows, load_rows
 from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task, task_digest
 
 _BETWEEN = "\n\n"  # worked examples in a prompt
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
-_LARGEST = 256 * 2**20  # bytes of prompts
 
 
 @dataclass(frozen=True)
@@ -250,36 +247,32 @@ def first_answer(task: Task, text: str) -> str:
     return text.partition(_BETWEEN + task.prompt.partition("{")[0])[0]
 
 
-def read_prompts(path: Path) -> list[str]:
-    """A text file, less its last line's end, is one prompt; a .jsonl has one object with `prompt` a line.
+def saved_task(adapter: Adapter) -> Task | None:
+    """The task that an adapter was trained for, where its name leads to one with a template from here."""
+    name = adapter.request.get("task")
+    return None if not name or is_python(name) else Faults().attempt(load_task, name)
 
-    Raises:
-        DataError: the file cannot be read, or a line is no such object; file and line are named.
+
+def own_template(adapter: Adapter, console: Console) -> str | None:
+    """The name of the task whose template an adapter was trained with, if one text fills it; says what is done."""
+    task = saved_task(adapter)
+    if task and len(task.prompt_columns) == 1:
+        console.note(f"task: {task.name}, whose template {adapter.path} was trained with; --raw leaves it out")
+        return str(adapter.request["task"])
+    if name := adapter.request.get("task"):
+        console.note(f"{adapter.path} was trained for {name}, which has no template here that one text fills: the text "
+                     "is asked as it is")
+    return None
+
+
+def asked(task: Task, text: str) -> dict[str, str]:
+    """The row that asks a text, or the part of it that fills the template where it is in it already.
+
+    A text file ends in a newline that no cell of the training rows had.
     """
-    import json
-
-    try:
-        text = read_input(path, _LARGEST, pipe=True).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"--prompt-file {path} cannot be read ({error.strerror}); give a text or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"--prompt-file {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    if path.suffix != ".jsonl":
-        if not text.strip():
-            raise DataError(f"--prompt-file {path} is empty; write a prompt into it")
-        return [text.removesuffix("\n").removesuffix("\r")]
-    prompts = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            prompt = None
-        if not isinstance(prompt, str) or cell_text(prompt)[1]:
-            raise DataError(f'--prompt-file {path}, line {number}: not an object like '
-                            '{"prompt": "text"}; mend the line')
-        prompts.append(prompt)
-    if not prompts:
-        raise DataError(f"--prompt-file {path} holds no prompt; write one object with `prompt` a line")
-    return prompts
+    text = text.rstrip("\r\n")
+    head, _, tail = task.prompt.partition(f"{{{task.prompt_columns[0]}}}")
+    tail = tail.rstrip("\r\n")
+    if head.strip() and text.startswith(head) and text.endswith(tail):
+        text = text[len(head):len(text) - len(tail)]
+    return task.asking(text)

@@ -19,11 +19,11 @@ class Column:
     Attributes:
         name: what headings and json call it.
         kind: what answered.
-        source: where to find that: the base model, or an adapter's folder.
+        source: where to find that: the base model, an adapter's folder, a server's address, a file.
     """
 
     name: str
-    kind: Literal["base", "few-shot", "adapter"]
+    kind: Literal["base", "few-shot", "adapter", "server", "answers"]
     source: str
 
 
@@ -90,6 +90,15 @@ class Comparison:
     def tuned(self) -> tuple[int, ...]:
         """The places of the adapters among the columns; rows are called right, wrong or changed by the first one."""
         return tuple(at for at, column in enumerate(self.columns) if column.kind == "adapter")
+
+    @property
+    def foreign(self) -> tuple[int, ...]:
+        """The places of columns that something else has answered: servers and files."""
+        return tuple(at for at, column in enumerate(self.columns) if column.kind in ("server", "answers"))
+
+    def same(self, at: int) -> int:
+        """On how many rows a column answers as the first adapter does, white space around answers aside."""
+        return sum(row.answers[at].strip() == row.answers[self.tuned[0]].strip() for row in self.rows)
 
     def changed(self, row: ComparedRow) -> bool:
         """Whether the first adapter answers otherwise than the base model, white space around answers aside."""
@@ -164,6 +173,7 @@ class Comparison:
             "differences": {it.column: {"metric": headline, **_told(it)} for it in self.differences},
             "between": [{"column": it.column, "against": it.against, "metric": headline, **_told(it)}
                         for it in self.between],
+            "same_as_finetuned": {self.names[at]: self.same(at) for at in self.foreign},
             "cut": dict(zip(names, self.cut, strict=True)),
             "groups": [asdict(group) | {"means": dict(zip(names, group.means, strict=True))} for group in self.groups],
             "forgetting": {name: {it.language: {

@@ -15,7 +15,7 @@ from llama2tut import __version__
 from llama2tut.console import visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
-from llama2tut.reports.wording import facts, grade, interval, number, select, verdicts
+from llama2tut.reports.wording import facts, grade, interval, number, select, speed_of, verdicts
 from llama2tut.resources import shipped
 from llama2tut.tasks.metrics import UNSPACED
 
@@ -89,7 +89,7 @@ def _panels(comparison: Comparison) -> Iterator[str]:
             for (name, scores), bounds, values in zip(columns, comparison.intervals, ends, strict=True)) + "</div>"
     words = {name: f"{scores.means['words']:.1f} words, " for name, scores in columns if "words" in scores.means}
     yield f'<div class="panel"><h3>{"length and " if words else ""}speed of answers</h3>' + "".join(
-        f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed:,.1f} tokens/s</small></div>'
+        f'<div class="score"><span>{name}</span><small>{words.get(name, "")}{speed_of(speed)} tokens/s</small></div>'
         for name, speed in zip(comparison.names, comparison.tokens_per_second, strict=True)) + "</div>"
 
 

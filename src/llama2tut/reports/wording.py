@@ -79,6 +79,9 @@ def verdicts(comparison: Comparison) -> list[str]:
         gain = "too few rows to tell" if it.verdict == "too few rows" else f"{it.verdict} beyond chance"
         said.append(f"{it.column} against {it.against}: {metric.label} {points(it.mean, metric.top, '+')} points"
                     f"{interval(metric, it.interval, '+')}, {gain}")
+    tuned = comparison.names[comparison.tuned[0]]
+    said += [f"{comparison.names[at]} answers as {tuned} does on {comparison.same(at):,} of "
+             f"{len(comparison.rows):,} rows" for at in comparison.foreign]
     for column, found in comparison.forgetting.items():
         for one in found:
             before, after = one.perplexities
@@ -106,6 +109,11 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
             *((column.name, column.source) for column in comparison.columns), ("answers", made)]
 
 
+def speed_of(tokens_per_second: float) -> str:
+    """New tokens a second, where that is known."""
+    return f"{tokens_per_second:,.1f}" if tokens_per_second else "?"
+
+
 def score_rows(comparison: Comparison) -> list[list[str]]:
     """Header and one row a column of answers: each score with its 95 % interval, answers cut off, rows, tokens/s."""
     metric, cut = comparison.metric, any(comparison.cut)
@@ -115,7 +123,7 @@ def score_rows(comparison: Comparison) -> list[list[str]]:
         cells = [number(metric, key, comparison.scores[at].means[key])
                  + interval(metric, comparison.intervals[at].get(key)) for key in keys if metric]
         cells += [f"{comparison.cut[at]:,}"] * cut
-        rows.append([column, *cells, f"{len(comparison.rows):,}", f"{speed:,.1f}"])
+        rows.append([column, *cells, f"{len(comparison.rows):,}", speed_of(speed)])
     return rows
 
 
