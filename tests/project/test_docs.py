@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/commands.md", "docs/tutorial.md", "docs/own-data.md", "docs/merging.md",
-         "docs/troubleshooting.md", "docs/architecture.md", "docs/installing.md")
+PAGES = ("README.md", "docs/commands.md", "docs/tutorial.md", "docs/own-data.md", "docs/comparing.md",
+         "docs/merging.md", "docs/troubleshooting.md", "docs/architecture.md", "docs/installing.md")
 # (blocks that are run, blocks that say why not), in each language: a new mark has to be counted here.
 # README.md compares what docs/commands.md has trained.
 BLOCKS = {"docs/commands.md": (7, 1), "README.md": (3, 3), "docs/tutorial.md": (7, 2)}
