@@ -132,8 +132,6 @@ def test_a_model_in_parts_trains_as_whole_models_do(run_ranks, quantization):
     parts, said = run_ranks("parts", 2, *flags, "--shard", "on", "--save-steps", 1)
     assert "a part of the model" in said
     _assert_same(whole, parts)
-    if quantization == "4bit":
-        return
     (parts / "training.json").unlink()  # as if killed after its last checkpoint
     resumed, said = run_ranks("parts", 1, "--resume", "--quantization", quantization)
     assert "going on after step 2" in said

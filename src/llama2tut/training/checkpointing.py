@@ -64,7 +64,7 @@ def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Posi
         save_file({name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()},
                   new / _ADAPTER)
         states = io.BytesIO()  # torch's own writer does not say what is wrong with a disk
-        torch.save({"optimizer": optimizer.state_dict()}, states)
+        torch.save({"optimizer": _trained_states(optimizer)}, states)
         (new / _OPTIMIZER).write_bytes(states.getbuffer())
         state = dataclasses.asdict(position) | {"sha256": _digests(new)}
         (new / _STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -130,6 +130,31 @@ def read_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
         set_peft_model_state_dict(model, load_file(folder / _ADAPTER))
         states: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
         return states
+
+
+def restore_optimizer(optimizer: Any, saved: dict[int, Any]) -> None:
+    """Give the optimizer of a resumed run the state that `read_checkpoint` has read.
+
+    Raises:
+        ValueError: it belongs to another number of trained parameters.
+    """
+    numbers = _trained_numbers(optimizer)
+    if len(numbers) != len(saved):
+        raise ValueError(f"{len(saved)} optimizer states for {len(numbers)} trained parameters")
+    state = optimizer.state_dict()
+    state["state"] = {number: saved[at] for at, number in enumerate(numbers)}
+    optimizer.load_state_dict(state)
+
+
+def _trained_states(optimizer: Any) -> dict[int, Any]:
+    """The state of each trained parameter, counted among these: a model in parts has more frozen ones than a whole."""
+    states = optimizer.state_dict()["state"]
+    return {at: states[number] for at, number in enumerate(_trained_numbers(optimizer))}
+
+
+def _trained_numbers(optimizer: Any) -> list[int]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [number for number, parameter in enumerate(parameters) if parameter.requires_grad]
 
 
 def refuse_changed(config: RunConfig) -> None:

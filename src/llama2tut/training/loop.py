@@ -17,7 +17,14 @@ from llama2tut.files import append_line, appending, writing
 from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples
-from llama2tut.training.checkpointing import Position, publish, read_checkpoint, read_position, save_checkpoint
+from llama2tut.training.checkpointing import (
+    Position,
+    publish,
+    read_checkpoint,
+    read_position,
+    restore_optimizer,
+    save_checkpoint,
+)
 from llama2tut.training.evaluation import StepLoss, token_weighted_loss
 from llama2tut.training.packing import collate
 from llama2tut.training.schedule import Schedule, TrainingBatches, Turn, make_schedule
@@ -160,7 +167,7 @@ class TrainingRun:
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if "optimizer" in self._restore:
             with loading(f"the checkpoint {self.checkpoint}"):
-                optimizer.load_state_dict(self._restore.pop("optimizer"))
+                restore_optimizer(optimizer, self._restore.pop("optimizer"))
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self._current_step)
         self._batches.prepare()  # while a GPU still computes gradients
