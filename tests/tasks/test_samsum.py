@@ -70,7 +70,8 @@ def test_the_tutorials_form_trains_on_the_summaries_and_their_ends_alone(strateg
         return [collate([[rows[i] for i in row] for row in batch], packed=True, width=None, pad_id=0)
                 for batch in order]
 
-    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=watch, batches=batches,
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False, on_model=watch,
+                                 batches=batches,
                          evaluate=token_weighted_loss)
     with compat.mended(callbacks):
         from llama_recipes.finetuning import main

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama2tut.errors import UsageError
+from llama2tut.tasks.metrics import METRICS
 from llama2tut.tasks.task import BUILT_IN, SAMSUM, Task
 from llama2tut.tasks.task_files import check_python, is_python, load_task, task_digest
 
@@ -90,7 +91,7 @@ KEYS = ("prompt, target, reference, metric, extract, ignore, shorten, max_new_to
      [f"5: metrik is no key of a task (did you mean metric?); use {KEYS}", "2: target wants text; mend the value",
       "3: max_new_tokens wants a whole number above 0; mend the value", "4: data wants text; mend the value"]),
     ("prompt: 'no column'\ntarget: a\nmetric: bleu\nextract: '('\nrecipe: ../x\n",
-     ["3: metric bleu is none of exact_match, rouge, f1, contains, none; name one of them",
+     [f"3: metric bleu is none of {', '.join([*METRICS, 'none'])}; name one of them",
       "4: the pattern does not compile (missing ), unterminated subpattern at position 0); mend the pattern",
       "5: there is no recipe ../x; name one of arithmetic, samsum",
       "1: the prompt names no column; put one in braces, as in {question}"]),

@@ -220,7 +220,7 @@ def test_a_moved_name_is_said_and_not_passed_over(upstream, monkeypatch):
 def test_everything_is_put_back_also_after_an_error(upstream):
     names = ("LlamaForCausalLM", "get_peft_model", "ConcatDataset")
     before = [getattr(upstream, name) for name in names]
-    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=print,
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False, on_model=print,
                                  batches=packed_batches, evaluate=token_weighted_loss)
     with contextlib.suppress(RuntimeError), compat.mended(callbacks):
         assert [getattr(upstream, name) for name in names] != before
@@ -234,7 +234,7 @@ def test_the_tutorials_own_form_of_the_call(toy_model_dir, arithmetic_dir, tmp_p
     import llama2tut.datasets as hooks
 
     models = []
-    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", on_model=models.append,
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False, on_model=models.append,
                          batches=packed_batches, evaluate=token_weighted_loss)
     random.seed(0)
     with compat.mended(callbacks):

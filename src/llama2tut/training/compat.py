@@ -1,7 +1,7 @@
 """What is broken in llama-recipes 0.0.5.post2 (llama-cookbook 0.0.5.post1), mended for the length of one call.
 
 Each mend is a context manager named after its fault, says where the fault is and when the mend can go, and puts back
-what it replaced. To delete one: take it out of `mended`, and its two tests out of tests/training/test_compat.py.
+what it replaced. CONTRIBUTING.md, "Remove a mend", names every place that mentions one.
 """
 
 import contextlib
