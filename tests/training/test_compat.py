@@ -234,8 +234,8 @@ def test_the_tutorials_own_form_of_the_call(toy_model_dir, arithmetic_dir, tmp_p
     import llama2tut.datasets as hooks
 
     models = []
-    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False, on_model=models.append,
-                         batches=packed_batches, evaluate=token_weighted_loss)
+    callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False,
+                                 on_model=models.append, batches=packed_batches, evaluate=token_weighted_loss)
     random.seed(0)
     with compat.mended(callbacks):
         from llama_recipes.finetuning import main
