@@ -548,6 +548,6 @@ def test_settings_reach_upstreams_config(finetune, monkeypatch):
         import llama_recipes.finetuning as upstream
 
     monkeypatch.setattr(upstream, "main", lambda **kwargs: seen.update(kwargs) or (_ for _ in ()).throw(SystemError))
-    assert finetune("--set", "weight_decay=0.5,use_wandb=False").code == 1
-    assert (seen["weight_decay"], seen["use_wandb"]) == (0.5, False)
+    assert finetune("--set", "weight_decay=0.5,save_metrics=False").code == 1
+    assert (seen["weight_decay"], seen["save_metrics"]) == (0.5, False)
     assert seen["custom_dataset.file"] == str(engine.HOOKS_FILE)

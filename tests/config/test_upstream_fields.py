@@ -59,7 +59,7 @@ def test_what_is_owned_exists_upstream():
     ("flop_counter_start", 0.5, "flop_counter_start wants int, not 0.5; give a value of that type"),
     ("save_metrics", 1, "save_metrics wants bool, not 1; give a value of that type"),
     ("wandb_config.tags", "x", "wandb_config.tags wants Optional[List[str]], not 'x'; give a value of that type"),
-    ("use_wandb", True, "use_wandb needs the package wandb, which is not installed; run: pip install wandb"),
+    ("use_wandb", True, "use_wandb is set by llama2tut itself; use --report-to"),
     ("flop_counter", True, "flop_counter needs the package tabulate, which is not installed; run: pip install "
                            "tabulate"),
     ("quantization_config.quant_type", "fp8", "quantization_config.quant_type wants nf4 or fp4, not 'fp8'; "

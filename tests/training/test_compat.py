@@ -79,9 +79,10 @@ def test_the_callback_gets_the_wrapped_model(upstream, toy_model_dir):
     from transformers import LlamaForCausalLM
 
     seen = []
-    with compat.get_peft_model(seen.append):
+    with compat.get_peft_model(seen.append, {"use_rslora": True}):
         wrapped = upstream.get_peft_model(LlamaForCausalLM.from_pretrained(toy_model_dir), LoraConfig(r=2))
     assert seen == [wrapped]
+    assert wrapped.peft_config["default"].use_rslora is True
     assert upstream.get_peft_model is importlib.import_module("peft").get_peft_model
 
 

@@ -86,17 +86,20 @@ def test_weights_and_biases_through_upstream(finetune, monkeypatch):
     module.init = lambda **settings: started.update(settings) or run
     module.__spec__ = types.SimpleNamespace(name="wandb")
     monkeypatch.setitem(sys.modules, "wandb", module)
-    outcome = finetune("--set", "use_wandb=True,wandb_config.mode=offline,wandb_config.project=tut")
+    outcome = finetune("--report-to", "wandb", "--set", "wandb_config.mode=offline,wandb_config.project=tut")
     assert outcome.code == 0, outcome.err
     assert (started["mode"], started["project"]) == ("offline", "tut")
     assert [entry["train/step"] for entry in logged if "train/step" in entry] == [0, 1]
     assert any("eval/loss" in entry for entry in logged)
 
 
-def test_weights_and_biases_without_its_package(finetune):
-    outcome = finetune("--set", "use_wandb=True")
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_reports_without_their_package(finetune, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else True)
+    outcome = finetune("--report-to", package)
     assert outcome.code == 2
-    assert "pip install wandb" in outcome.err
+    assert f"pip install {package}" in outcome.err
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),

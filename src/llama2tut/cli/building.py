@@ -1,6 +1,7 @@
 """Flags over a recipe over the defaults -> one request, with every fault of all of them said together."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -179,6 +180,9 @@ def _cross_faults(request: Request) -> list[str]:
         if len(shares) > 2 or not all(0 < share < 1 for share in shares) or sum((shares * 2)[:2]) >= 1:
             faults.append("--holdout wants one share, or one for validation and one for test, that leave rows to train "
                           "on; give 0.2, or 0.1,0.2")
+        if request.report_to != "none" and not importlib.util.find_spec(request.report_to):
+            faults.append(f"--report-to {request.report_to} needs the package {request.report_to}, which is not "
+                          f"installed; run: pip install {request.report_to}")
         if request.resume and request.force:
             faults.append("--resume and --force exclude each other; --force starts anew, --resume goes on")
     if isinstance(request, InferRequest) and request.raw and request.task and (

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.config.runs import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
+from llama2tut.config.runs import CONFIG_NAME, EVENTS_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.config.upstream_fields import check_upstream
 from llama2tut.console import Console, Result
 from llama2tut.distributed import ranks
@@ -61,6 +61,8 @@ def run(request: FinetuneRequest, console: Console) -> Result:
     base_model = resolve_last(model, faults)
     if base_model:
         faults += _unknown_targets(request.lora_targets, base_model)
+        if request.init_lora_weights == "pissa":
+            faults += _pissa_faults(request, base_model, device)
     faults.refuse()
     assert base_model is not None
     if finished:
@@ -207,8 +209,28 @@ def _clear(folder: Path) -> None:
     with writing(folder):
         for checkpoint in (folder / "checkpoints").glob("step-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
+        for events in (folder / EVENTS_NAME).glob("events.out.tfevents.*"):
+            events.unlink()
         for name in _WRITTEN:
             (folder / name).unlink(missing_ok=True)
+
+
+def _pissa_faults(request: FinetuneRequest, base_model: BaseModel, device: str) -> list[str]:
+    """Why an adapter cannot be taken out of the base weights, if so: quantised, no linear layer, or too small."""
+    faults = []
+    if (request.quantization or ("4bit" if device == "cuda" else "none")) != "none":
+        faults.append("--init-lora-weights pissa: quantised base weights cannot give up a part of themselves; use "
+                      "--quantization none")
+    names = {target.rpartition(".")[2] for target in request.lora_targets}
+    if names & {"embed_tokens", "lm_head"}:
+        faults.append("--init-lora-weights pissa: it divides the decoder's linear layers; take embed_tokens and "
+                      "lm_head out of --lora-targets")
+    smaller_sides = [min(shape) for name, shape in base_model.linears.items()
+                if "all-linear" in names or name.rpartition(".")[2] in names]
+    if request.lora_r > min(smaller_sides, default=request.lora_r):
+        faults.append(f"--init-lora-weights pissa: --lora-r {request.lora_r} is more than the rank of the smallest "
+                      f"adapted layer; give at most {min(smaller_sides)}")
+    return faults
 
 
 def _unknown_targets(targets: tuple[str, ...], base_model: BaseModel) -> list[str]:

@@ -80,7 +80,9 @@ class FinetuneRequest:
                                                group="Training")
     keep: Literal["best", "last"] = flag("best", "which adapter ends up in the output folder, by validation loss",
                                          group="Training")
-    seed: int = flag(42, "order of rows, dropout and initial adapter", least=0, most=2**32 - 1, group="Training")
+    neftune_noise_alpha: float | None = flag(None, "NEFTune: noise of up to X / sqrt(the row's tokens x width) on "
+                                             "embeddings", above=0, most=1000, group="Training")
+    seed: int = flag(42, "order of rows, dropout, noise and initial adapter", least=0, most=2**32 - 1, group="Training")
 
     quantization: Quantization | None = flag(None, "base weights: nf4, int8 or as they are [4bit on a GPU, else none]",
                                              group="LoRA and memory")
@@ -90,6 +92,10 @@ class FinetuneRequest:
     lora_r: int = flag(16, "rank", least=1, most=1024, group="LoRA and memory")
     lora_alpha: int = flag(32, "scale: the update counts alpha / r times", least=1, most=4096,
                            group="LoRA and memory")
+    use_rslora: bool = flag(False, "rank-stabilised: the update counts alpha / sqrt(r) times", group="LoRA and memory")
+    init_lora_weights: Literal["default", "gaussian", "pissa"] = flag(
+        "default", "initial adapter; pissa: what counts most in the base weights, published as a plain adapter of rank "
+        "2 r", group="LoRA and memory")
     lora_dropout: float = flag(0.0, "dropout before each adapter", least=0, most=0.9, group="LoRA and memory")
     lora_targets: tuple[str, ...] = flag(("all-linear",), "all-linear, or layer names, comma-separated",
                                          group="LoRA and memory")
@@ -107,6 +113,8 @@ class FinetuneRequest:
                                                "cannot hold it", group="Run")
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
+    report_to: Literal["none", "tensorboard", "wandb"] = flag(
+        "none", "tensorboard: event files in the output folder; wandb: through llama-recipes", group="Run")
     dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing; runs a FILE.py for its rows",
                          group="Run")
     show: int = flag(1, "with --dry-run: N examples as the model gets them", least=1, group="Run")

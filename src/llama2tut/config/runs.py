@@ -1,11 +1,12 @@
 """A run with nothing left open, as it is stored in `llama2tut.yaml`; the hooks that upstream loads read it there."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from llama2tut import __version__
 from llama2tut.config.requests import FinetuneRequest, Quantization, TrainingPrecision
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError
-from llama2tut.files import write_whole
+from llama2tut.files import append_line, appending, write_whole, writing
 
 CONFIG_NAME = "llama2tut.yaml"
 SUMMARY_NAME = "training.json"
 METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "tensorboard"
 _PACKAGES = ("llama-recipes", "torch", "transformers", "peft", "bitsandbytes", "datasets")
 
 
@@ -109,6 +111,40 @@ def read_run(folder_or_file: Path) -> RunConfig:
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ModelError(f"{path} was not written by this version of llama2tut; train again, "
                          "or name --task, --data and --model") from None
+
+
+@contextlib.contextmanager
+def recording(config: RunConfig, step: int, *, first: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What adds an object to metrics.jsonl, and with `--report-to tensorboard` its numbers to the event files.
+
+    Args:
+        config: of the run.
+        step: the one it goes on from: what event files hold of later ones is replaced.
+        first: whether this process is the one that writes.
+    """
+    path = config.output_dir / METRICS_NAME
+    events: Any = None
+    if first and config.request.report_to == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        with writing(config.output_dir / EVENTS_NAME):
+            events = SummaryWriter(str(config.output_dir / EVENTS_NAME), purge_step=step + 1)
+
+    def add(entry: Mapping[str, Any]) -> None:
+        if not first:
+            return
+        with writing(path), appending(path) as handle:
+            append_line(handle, entry)
+        kind = "train" if "loss" in entry else "validation"
+        for name in entry.keys() - {"step"} if events else ():
+            if entry[name] is not None:
+                events.add_scalar(f"{kind}/{name}", entry[name], entry["step"])
+
+    try:
+        yield add
+    finally:
+        if events:
+            events.close()
 
 
 def package_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ RELEASE = "0.0.5.post2"
 INSTALL = f"pip install --no-deps llama-recipes=={RELEASE} llama-cookbook==0.0.5.post1"
 # What may be set, with its type: plain names are train_config's, dotted ones another class's.
 SETTABLE = {
-    "weight_decay": "float", "gradient_clipping": "bool", "gradient_clipping_threshold": "float", "use_wandb": "bool",
+    "weight_decay": "float", "gradient_clipping": "bool", "gradient_clipping_threshold": "float",
     "save_metrics": "bool", "flop_counter": "bool", "flop_counter_start": "int", "use_profiler": "bool",
     "quantization_config.quant_type": "str", "quantization_config.use_double_quant": "bool",
     "wandb_config.project": "str", "wandb_config.entity": "Optional[str]", "wandb_config.job_type": "Optional[str]",
@@ -25,6 +25,7 @@ OWNED = {
     "lr": "--lr", "seed": "--seed", "context_length": "--context-length", "quantization": "--quantization",
     "batch_size_training": "--batch-size", "gradient_accumulation_steps": "--gradient-accumulation-steps",
     "use_fp16": "--precision", "from_peft_checkpoint": "--resume", "max_eval_step": "--eval-limit",
+    "use_wandb": "--report-to",
     "gamma": "--schedule", "dataset": "--task", "custom_dataset.file": "--task", "custom_dataset.data_path": "--data",
     "lora_config.r": "--lora-r", "lora_config.lora_alpha": "--lora-alpha",
     "lora_config.lora_dropout": "--lora-dropout", "lora_config.target_modules": "--lora-targets",
@@ -38,7 +39,7 @@ OWNED = {
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
 _OF_ITS_INFERENCE = {"peft_model": "--adapter", "prompt_file": "--prompt-file", "user_prompt": "--prompt"}
-_NEEDS = {"use_wandb": "wandb", "flop_counter": "tabulate"}  # packages that training never needs otherwise
+_NEEDS = {"flop_counter": "tabulate"}  # packages that training never needs otherwise
 _TYPES: dict[str, tuple[type[Any], ...]] = {
           "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
           "Optional[str]": (str, type(None)), "Optional[List[str]]": (list, type(None))}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut import __version__
+from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import SUMMARY_NAME, RunConfig, read_metrics
 from llama2tut.console import Console, clock
 from llama2tut.files import write_whole, writing
@@ -110,7 +111,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
               ("batches a step", request.gradient_accumulation_steps),
               ("learning rate", f"{request.lr:g}, {request.schedule}, {request.warmup_ratio:.0%} warm-up"),
               ("LoRA", f"r {request.lora_r}, alpha {request.lora_alpha}, dropout {request.lora_dropout:g}, "
-                       f"on {', '.join(request.lora_targets)}"),
+                       f"on {', '.join(request.lora_targets)}{_methods(request)}"),
               ("base weights", config.quantization if config.quantization != "none" else config.precision),
               ("precision", config.precision), ("seed", request.seed)]
     loss, step = _kept(summary)
@@ -130,6 +131,15 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(config.model_path)})",
         'model = PeftModel.from_pretrained(base, "DIR")  # this folder', "```", "",
         "The base model's licence applies to the adapter too.", ""])
+
+
+def _methods(request: FinetuneRequest) -> str:
+    """What was asked for beside plain LoRA."""
+    initial = {"default": "", "gaussian": "gaussian initial adapter",
+               "pissa": f"PiSSA, saved at rank {2 * request.lora_r}"}
+    noise = f"NEFTune noise {request.neftune_noise_alpha:g}" if request.neftune_noise_alpha else ""
+    methods = ("rank-stabilised" if request.use_rslora else "", initial[request.init_lora_weights], noise)
+    return "".join(f", {method}" for method in methods if method)
 
 
 def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:

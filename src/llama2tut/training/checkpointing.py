@@ -4,14 +4,16 @@ A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (read b
 tensors) and state.json (step, micro-batch, best loss so far, and the sha256 of the other two).
 """
 
+import copy
 import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ KEPT = 2
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 # Flags that may differ between a run and its resumption: they do not change what is trained.
 _FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "show", "eval_generate", "gpus", "shard",
-         "gradient_checkpointing", "compile", "ignore_memory_estimate"}
+         "report_to", "gradient_checkpointing", "compile", "ignore_memory_estimate"}
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,36 @@ def changed_flags(saved: RunConfig, request: FinetuneRequest) -> list[str]:
 
 def _refused(fault: str) -> str:
     return f"--resume: {fault}; put it back, or start anew with --force"
+
+
+def save_adapter(model: Any, initial: Mapping[str, Any], folder: Path) -> None:
+    """Write an adapter so that it belongs on the base model as it is on disk.
+
+    PiSSA begins with an adapter B₀A₀ that it takes out of the base weights. What training added to them is
+    BA - B₀A₀ = [B, -B₀][A; A₀], a plain adapter of twice the rank. PEFT converts in the same way, but loads a second
+    adapter into the model for it, which a model in training cannot have.
+
+    Args:
+        model: PEFT's.
+        initial: what PiSSA began with, by the names of the parameters; empty for other initial adapters.
+        folder: to write into.
+    """
+    if not initial:
+        model.save_pretrained(folder)
+        return
+    import torch
+
+    tensors = model.state_dict()
+    for name, parameter in model.named_parameters():
+        if name in initial:
+            now, first = parameter.detach().cpu(), initial[name]
+            tensors[name] = torch.cat([now, first]) if ".lora_A." in name else torch.cat([now, -first], dim=1)
+    model.save_pretrained(folder, state_dict=tensors)
+    config = copy.copy(model.peft_config["default"])
+    config.r *= 2
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the scale stays
+    config.init_lora_weights, config.inference_mode = True, True
+    config.save_pretrained(folder)
 
 
 def publish(output_dir: Path, write: Callable[[Path], Any]) -> None:

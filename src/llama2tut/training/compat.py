@@ -6,8 +6,8 @@ what it replaced. CONTRIBUTING.md, "Remove a mend", names every place that menti
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama2tut.config.upstream_fields import INSTALL
@@ -28,6 +28,7 @@ class Callbacks:
         on_model: gets the model once PEFT has wrapped it, before the optimizer is made.
         batches: (examples, context length) -> the finished batches of training or validation, with a length.
         evaluate: (model, loader) -> validation loss, the mean over all trained tokens.
+        lora: fields of PEFT's LoraConfig that upstream's own class does not have.
     """
 
     dtype: Any
@@ -37,6 +38,7 @@ class Callbacks:
     on_model: Callable[[Any], None]
     batches: Callable[[Any, int], Any]
     evaluate: Callable[[Any, Any], float]
+    lora: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -46,7 +48,7 @@ def mended(callbacks: Callbacks) -> Iterator[None]:
         stack.enter_context(accelerate_is_ccl_available())
         stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device,
                                                   callbacks.sharded))
-        stack.enter_context(get_peft_model(callbacks.on_model))
+        stack.enter_context(get_peft_model(callbacks.on_model, callbacks.lora))
         stack.enter_context(quiet_memory_trace())
         stack.enter_context(device_aware_evaluation(callbacks.evaluate))
         stack.enter_context(batch_sequence(callbacks.batches))
@@ -106,16 +108,19 @@ def llama_from_pretrained(dtype: Any, attention: str, device: str, sharded: bool
 
 
 @contextlib.contextmanager
-def get_peft_model(on_model: Callable[[Any], None]) -> Iterator[None]:
+def get_peft_model(on_model: Callable[[Any], None], lora: Mapping[str, Any]) -> Iterator[None]:
     """`llama_cookbook/finetuning.py` hands out the wrapped model nowhere before it makes the optimizer.
 
     Gradient checkpointing, autocast and resumed weights have to go in there; upstream has them for FSDP only
-    (llama-cookbook's `prepare_model_for_kbit_training` is never called).
+    (llama-cookbook's `prepare_model_for_kbit_training` is never called). Its `lora_config` also lacks most fields of
+    PEFT's.
     Remove when: upstream takes a callback, or a model that is already loaded.
     """
     import peft
 
     def wrap(model: Any, config: Any) -> Any:
+        for name, value in lora.items():
+            setattr(config, name, value)
         wrapped = peft.get_peft_model(model, config)
         on_model(wrapped)
         return wrapped

@@ -5,6 +5,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,6 +37,7 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
         "custom_dataset.data_path": str(config.output_dir / CONFIG_NAME),
         "lora_config.r": request.lora_r, "lora_config.lora_alpha": request.lora_alpha,
         "lora_config.lora_dropout": request.lora_dropout,
+        "use_wandb": request.report_to == "wandb" and ranks.rank() == 0,
         "lora_config.target_modules": "all-linear" if request.lora_targets == ("all-linear",)
         else list(request.lora_targets),
     }
@@ -45,6 +47,31 @@ def upstream_arguments(config: RunConfig) -> dict[str, Any]:
         arguments |= {"quantization_config.quant_type": "nf4", "quantization_config.use_double_quant": True,
                       "quantization_config.compute_dtype": torch_dtype(config.precision)}
     return arguments | dict(request.set)
+
+
+def _lora_settings(config: RunConfig) -> dict[str, Any]:
+    request = config.request
+    return {"use_rslora": request.use_rslora,
+            "init_lora_weights": True if request.init_lora_weights == "default" else request.init_lora_weights}
+
+
+def _prepare(model: Any, config: RunConfig) -> None:
+    kernels.prepare(model, config)
+    if config.request.neftune_noise_alpha:
+        model.get_input_embeddings().register_forward_hook(partial(add_noise, config.request.neftune_noise_alpha))
+
+
+def add_noise(alpha: float, embedding: Any, inputs: Any, output: Any) -> Any:
+    """NEFTune's noise in training, none elsewhere, on embeddings of shape (rows, tokens, width).
+
+    It is drawn after the loop has seeded the batch, so that a resumed run draws the same.
+
+    Source: Jain et al. (2023), NEFTune: Noisy Embeddings Improve Instruction Finetuning.
+    """
+    if not embedding.training:
+        return output
+    bound = alpha / math.sqrt(output.shape[1] * output.shape[2])
+    return output + output.new_empty(output.shape).uniform_(-bound, bound)
 
 
 def train(config: RunConfig, console: Console, checkpoint: Path | None,
@@ -64,12 +91,13 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
         TrainingError: training ended in a state that must not pass for success.
         Interrupted: Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    run = TrainingRun(config, console, checkpoint, lambda model: kernels.prepare(model, config), score)
+    run = TrainingRun(config, console, checkpoint, lambda model: _prepare(model, config), score)
     if config.liger:
         kernels.patch_llama(training=True, compiled=config.cuda_graphs)
     callbacks = compat.Callbacks(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
                                  sharded=config.sharded,
-                                 on_model=run.on_model, batches=run.batches, evaluate=run.evaluate)
+                                 on_model=run.on_model, batches=run.batches, evaluate=run.evaluate,
+                                 lora=_lora_settings(config))
     log = config.output_dir / UPSTREAM_LOG if ranks.rank() == 0 else Path(os.devnull)
     with upstream_log(log), compat.mended(callbacks), on_device(config.device):
         from llama_recipes.finetuning import main

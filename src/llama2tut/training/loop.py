@@ -7,13 +7,13 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from llama2tut.config.runs import METRICS_NAME, RunConfig, read_metrics
+from llama2tut.config.runs import RunConfig, read_metrics, recording
 from llama2tut.console import Console, clock
 from llama2tut.distributed import ranks
 from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
-from llama2tut.files import append_line, appending, writing
 from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples
@@ -23,6 +23,7 @@ from llama2tut.training.checkpointing import (
     read_checkpoint,
     read_position,
     restore_optimizer,
+    save_adapter,
     save_checkpoint,
 )
 from llama2tut.training.evaluation import StepLoss, token_weighted_loss
@@ -57,6 +58,8 @@ class TrainingRun:
         self.last_validation_loss = math.nan
         self.tokens, self.seconds = 0, 0.0  # of this process; `at` counts the resumed run's too
         self._restore: dict[str, Any] = {}
+        self._initial: dict[str, Any] = {}  # what PiSSA took out of the base weights
+        self._append: Callable[[dict[str, Any]], None]  # adds to metrics.jsonl, between `hooks`
         self._step = StepLoss()
         self._turn: Turn  # of the micro-batch that upstream's loader handed out last
         self._signal: int | None = None
@@ -72,6 +75,9 @@ class TrainingRun:
             raise TrainingError("nothing would be trained: no parameter needs gradients; widen --lora-targets")
         self.model = model
         self.prepare(model)
+        if self.config.request.init_lora_weights == "pissa":
+            self._initial = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()
+                             if parameter.requires_grad}
         ranks.join(self.config.device)
         if self.checkpoint:
             self._restore = read_checkpoint(self.checkpoint, model)
@@ -119,7 +125,8 @@ class TrainingRun:
         before = {number: signal.signal(number, self._on_signal) for number in STOPPING
                   if signal.getsignal(number) != signal.SIG_IGN}  # as nohup has it
         try:
-            yield
+            with recording(self.config, self.at.step, first=ranks.rank() == 0) as self._append:
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -147,7 +154,7 @@ class TrainingRun:
             import torch
 
             self._step.started = self._step.started or time.perf_counter()  # reading the data is not training
-            # What dropout drops belongs to the batch: it is the same after a resumption, and on any rank.
+            # What dropout drops and noise belong to the batch: they are the same after a resumption, and on any rank.
             torch.manual_seed(random.Random(f"{self.config.request.seed}-{self._turn.number}").getrandbits(32))
 
     def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -227,14 +234,11 @@ class TrainingRun:
                        pad_id=0)
 
     def _record(self, entry: dict[str, Any]) -> None:
-        path = self.config.output_dir / METRICS_NAME
-        if ranks.rank() == 0:
-            with writing(path), appending(path) as handle:
-                append_line(handle, entry)
+        self._append(entry)
 
     def _publish(self) -> None:
         if ranks.rank() == 0:
-            publish(self.config.output_dir, self.model.save_pretrained)
+            publish(self.config.output_dir, partial(save_adapter, self.model, self._initial))
 
     def _watch(self, step: int, loss: float) -> None:
         """Say while it happens that training does not go well."""

@@ -58,7 +58,8 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
                      "pip install --no-deps liger-kernel==0.8.5")
     needs = {"a GPU": device == "cuda", "packed rows": request.packing, "bf16 or fp8": precision in ("bf16", "fp8"),
              "--quantization 4bit or none": quantization != "8bit",  # int8 waits for the CPU, a graph cannot
-             "--lora-dropout 0": request.lora_dropout == 0, "Liger kernels": liger}
+             "--lora-dropout 0": request.lora_dropout == 0, "no noise": not request.neftune_noise_alpha,
+             "Liger kernels": liger}
     lacking = [need for need, met in needs.items() if not met]
     cuda_graphs = request.compile and not lacking
     if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
@@ -157,10 +158,10 @@ def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precision: str, q
         MachineError: nothing fits; it says what would.
     """
     room, choices = min(all_values(gpu_room_gib())), {"auto": (False, True), "on": (True,), "off": (False,)}
-    divisible = precision != "fp8" and quantization != "8bit"
+    divisible = precision != "fp8" and quantization != "8bit" and request.init_lora_weights != "pissa"
     if request.shard == "on" and ranks > 1 and not divisible:
         raise MachineError("--shard on divides weights in nf4 or as they are, for products in bf16; leave out "
-                           "--precision fp8 and --quantization 8bit")
+                           "--precision fp8, --quantization 8bit and --init-lora-weights pissa")
 
     def needed(recomputed: bool, parts: int) -> Estimate:
         planned = dataclasses.replace(request, compile=request.compile and parts == 1)
