@@ -412,3 +412,29 @@ def test_what_is_odd_stands_in_the_result_too(compare, form):
     out = compare("--adapter", "outputs/one", "--limit", 1, "--split", "train", "--format", form).out
     assert "was trained on the rows that are asked here" in " ".join(out.split())
     assert "was trained on the rows" not in compare("--adapter", "outputs/one", "--limit", 1, "--format", form).out
+
+
+def test_votes_are_counted_over_the_rows_and_answers_that_they_were_given_on(compare, tmp_path, monkeypatch):
+    from llama2tut.commands import compare as command
+
+    asked = ("--adapter", "outputs/two", "--limit", 8, "--format", "json")
+    votes = {"llama2tut": "votes", "digests": json.loads(compare(*asked).out)["digests"],
+             "votes": {"1": "finetuned", "2": "base", "3": "finetuned", "5": "tie"}}
+    file = tmp_path / "votes.json"
+    file.write_text(json.dumps(votes))
+    outcome = compare(*asked, "--votes", file)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    jsonschema.validate(found, SCHEMA)
+    assert [found["preference"][key] for key in ("wins", "losses", "ties", "p")] == [2, 1, 1, 1.0]
+    file.write_text(json.dumps(votes | {"digests": votes["digests"] | {"answers": "0" * 64}}))
+    other = compare(*asked, "--votes", file)
+    assert (other.code, other.out) == (2, "")
+
+    monkeypatch.setattr(command, "compare", None)  # nothing may be answered from here on
+    assert compare("--adapter", "outputs/two", "--limit", 7, "--votes", file).code == 2
+    file.write_text("{}")
+    outcome = compare(*asked, "--votes", file, "--output", tmp_path)
+    assert outcome.code == 2
+    assert "--votes" in outcome.err
+    assert "--output" in outcome.err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions
+from llama2tut.config.votes import read_votes
 from llama2tut.console import Console, Result, visible
 from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
@@ -32,7 +33,7 @@ from llama2tut.models.loading import load_tokenizer
 from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
-from llama2tut.tasks.metrics import Scores, metric_of, score
+from llama2tut.tasks.metrics import Metric, Scores, metric_of, score
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
 
@@ -52,20 +53,17 @@ def run(request: CompareRequest, console: Console) -> Result:
     if request.prompt_file:
         faults.attempt(wording.check_show, request.show, None)
     faults.attempt(_check_output, request.output)
+    votes = faults.attempt(read_votes, request.votes) if request.votes else None
     count = faults.attempt(ranks_to_start, request.gpus) or 1
     faults.refuse()
     config = resolve_inference(request, adapters, prompts, console,
                                template=prompts is not None and bool(request.task))
+    if votes:
+        faults.attempt(votes.check_prompts, config.prompts)
     metric = metric_of(config.task) if config.rows else None
     faults.attempt(wording.check_show, request.show, metric)
-    needy = (("--fail-under", request.fail_under is not None), ("--fail-if-worse", request.fail_if_worse),
-             ("--by", bool(request.by)))
-    if metric is None and (given := [name for name, typed in needy if typed]):
-        faults.append(f"{' and '.join(given)} must have scores; give a --task with a metric, and no --prompt-file")
+    faults.attempt(_check_scored, request, metric)
     labels = faults.attempt(label_rows, config.task, config.rows, request.by) if config.task and metric else None
-    if metric and request.fail_under is not None and request.fail_under > metric.top:
-        faults.append(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to {metric.top}; "
-                      "give one of these")
     server, files = _outside(request, config.prompts, faults)
     faults.refuse()
     if count > 1:
@@ -75,6 +73,8 @@ def run(request: CompareRequest, console: Console) -> Result:
     comparison = compare(config, labels or [], request, console, server, files)
     if ranks.rank() > 0:
         return Result()  # rank 0 has all answers, too
+    if votes:
+        comparison = comparison.with_votes(votes)
     width = shutil.get_terminal_size().columns
     shown = _render("table", comparison, request, width, console)
     if request.output:
@@ -104,6 +104,21 @@ def _outside(request: CompareRequest, prompts: Sequence[str],
     if len({name for name, _, _ in read}) < len(read):
         faults.append("--answers has two columns of one name; give each its own, as FILE.jsonl:NAME")
     return server, {Column(name, "answers", source): answers for name, source, answers in read}
+
+
+def _check_scored(request: CompareRequest, metric: Metric | None) -> None:
+    """Refuse flags that go by scores where there are none, and a gate that no score passes.
+
+    Raises:
+        UsageError: there is such a flag.
+    """
+    needy = (("--fail-under", request.fail_under is not None), ("--fail-if-worse", request.fail_if_worse),
+             ("--by", bool(request.by)))
+    if metric is None and (given := [name for name, typed in needy if typed]):
+        raise UsageError(f"{' and '.join(given)} must have scores; give a --task with a metric, and no --prompt-file")
+    if metric and request.fail_under is not None and request.fail_under > metric.top:
+        raise UsageError(f"--fail-under {request.fail_under:g} cannot be met: {metric.label} goes from 0 to "
+                         f"{metric.top}; give one of these")
 
 
 def _check_output(path: Path | None) -> None:

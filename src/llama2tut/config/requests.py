@@ -183,6 +183,8 @@ class CompareRequest:
     output: Path | None = flag(None, "write it to this file instead of stdout", group="Result")
     show: str = flag("8", "rows in the table: a number, `all`, `changed`; by the first adapter's answers `wrong`, "
                      "`right`, or, where they are graded, `better`, `same`, `worse`", group="Result")
+    votes: Path | None = flag(None, "count the blind votes that were saved to this file on the html page",
+                              group="Result")
     spreadsheet_safe: bool = flag(False, "csv: quote cells that a spreadsheet would run as a formula",
                                   group="Result")
     fail_under: float | None = flag(None, "exit 3 if tuned scores lower (shares: 0 to 1, graded scores: 0 to 100)",

@@ -43,6 +43,46 @@ class Difference:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Whom people chose, without knowing whose answer was which.
+
+    Attributes:
+        column, against: the names of the two.
+        wins, losses, ties: rows on which `column` was chosen, `against` was, and neither.
+    """
+
+    column: str
+    against: str
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def share(self) -> float | None:
+        """Of wins among the rows on which one was chosen; None if there is none."""
+        decided = self.wins + self.losses
+        return self.wins / decided if decided else None
+
+    @property
+    def p(self) -> float:
+        """Of the two-sided exact sign test of no preference."""
+        return mcnemar(self.wins, self.losses)
+
+    @property
+    def interval(self) -> Interval | None:
+        """The share's 95 % interval, widened to hold one half where the exact test cannot tell."""
+        if self.share is None:
+            return None
+        low, high = wilson(self.wins, self.wins + self.losses)
+        return (low, high) if self.p < 0.05 else (min(low, 0.5), max(high, 0.5))
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "can't tell yet"]:
+        """What may be said of `column`; better and worse are beyond chance."""
+        return "can't tell yet" if self.p >= 0.05 else "better" if self.wins > self.losses else "worse"
+
+
 def interval(values: Sequence[float], *, top: float, graded: bool, seed: int) -> Interval | None:
     """The 95 % interval of the mean of one score, each of whose values lies between 0 and `top`; None: too few rows."""
     if graded:

@@ -1,14 +1,15 @@
 """What compare found, as plain values: every row with its answers, the scores of each column, and how it was made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from typing import Any, Literal
 
+from llama2tut.config.votes import Votes, digest
 from llama2tut.inference.columns import Forgetting
 from llama2tut.inference.groups import Group, group_rows
-from llama2tut.inference.significance import Difference, Interval, difference, interval
+from llama2tut.inference.significance import Difference, Interval, Preference, difference, interval
 from llama2tut.tasks.metrics import METRICS, Metric, Outcome, Scores
 
 
@@ -63,6 +64,7 @@ class Comparison:
         recipe: how the first adapter was trained; may be empty.
         picture: that run's loss.png; may be empty.
         seed: of the intervals that are drawn.
+        preference: whom people chose of base and the first adapter; None if nobody was asked.
     """
 
     task: str | None
@@ -75,6 +77,7 @@ class Comparison:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     picture: bytes = b""
     seed: int = 42
+    preference: Preference | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,6 +146,23 @@ class Comparison:
         values = [[value for value in row.values if value is not None] for row in self.rows]
         return group_rows([row.groups for row in self.rows], values, self.metric, self.tuned[0]) if self.metric else ()
 
+    @property
+    def _asked(self) -> list[tuple[str, str]]:
+        """What a blind vote puts side by side: the base model's answer and the first adapter's, of each row."""
+        return [(row.answers[0], row.answers[self.tuned[0]]) for row in self.rows]
+
+    def with_votes(self, votes: Votes) -> "Comparison":
+        """The same comparison, and whom people chose.
+
+        Raises:
+            DataError: they voted on other rows or answers.
+        """
+        votes.check_prompts([row.prompt for row in self.rows])
+        votes.check_answers(self._asked)
+        base, tuned = self.names[0], self.names[self.tuned[0]]
+        wins, losses, ties = ([*votes.choices.values()].count(choice) for choice in (tuned, base, "tie"))
+        return replace(self, preference=Preference(tuned, base, wins, losses, ties))
+
     def outcome(self, row: ComparedRow, column: int) -> Outcome | None:
         """How one answer of a row did; None without scores, and for a graded score of the base model itself."""
         base, value = row.values[0], row.values[column]
@@ -180,6 +200,8 @@ class Comparison:
                 "texts": it.texts, "base_loss": it.base_loss, "loss": it.loss, "base_perplexity": it.perplexities[0],
                 "perplexity": it.perplexities[1], "rise": it.rise, "interval": it.interval}
                 for it in found} for name, found in self.forgetting.items()},
+            "digests": {"prompts": digest([row.prompt for row in self.rows]), "answers": digest(self._asked)},
+            "preference": self.preference and _preferred(self.preference),
             "tokens_per_s": dict(zip(names, self.tokens_per_second, strict=True)),
             "settings": self.settings,
         })
@@ -187,6 +209,10 @@ class Comparison:
 
 def _told(it: Difference) -> dict[str, Any]:
     return {"mean": it.mean, "interval": it.interval or (None, None), "p": it.p, "verdict": it.verdict}
+
+
+def _preferred(it: Preference) -> dict[str, Any]:
+    return vars(it) | {"share": it.share, "interval": it.interval or (None, None), "p": it.p, "verdict": it.verdict}
 
 
 def as_json(value: Any) -> Any:

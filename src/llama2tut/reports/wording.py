@@ -2,7 +2,7 @@
 
 from llama2tut.errors import UsageError
 from llama2tut.inference.columns import LANGUAGES
-from llama2tut.inference.significance import Interval
+from llama2tut.inference.significance import Interval, Preference
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import METRICS, Metric
 
@@ -89,7 +89,17 @@ def verdicts(comparison: Comparison) -> list[str]:
             said.append(f"{column} on general texts, {LANGUAGES[one.language]}: perplexity {after:,.2f} against base "
                         f"{before:,.2f}, loss {one.rise:+.3f} ({low:+.3f} to {high:+.3f}), "
                         f"{'forgets' if low > 0 else 'gains' if high < 0 else 'no difference'} beyond chance")
+    said += [f"blind vote: {chosen(comparison.preference)}"] if comparison.preference else []
     return [*said, *(f"warning: {text}" for text in comparison.settings.get("warnings") or ())]
+
+
+def chosen(it: Preference) -> str:
+    """Whom people chose, in the words that the html page has for it, too."""
+    share = "" if it.share is None or it.interval is None else (
+        f", {100 * it.share:.1f} % ({' to '.join(f'{100 * end:.1f}' for end in it.interval)})")
+    p = f"= {it.p:.3f}" if it.p >= 0.001 else "< 0.001"
+    return (f"{it.column} chosen on {it.wins} rows, {it.against} on {it.losses}, neither on {it.ties}{share}, "
+            f"sign test p {p}, {it.verdict}{' beyond chance' * (it.p < 0.05)}")
 
 
 def grade(comparison: Comparison, row: ComparedRow, at: int) -> tuple[str, str]:
