@@ -134,3 +134,15 @@ def test_places_that_cannot_be_written_are_known_beforehand(tmp_path, name, fine
     (tmp_path / "file").touch()
     assert (output_fault(tmp_path / name) is None) is fine
     assert names(tmp_path) == {"file"}
+
+
+def test_a_line_that_a_full_disk_cuts_short_is_taken_back_and_said(tmp_path, monkeypatch):
+    file, write = tmp_path / "lines.jsonl", os.write
+    with appending(file) as handle:
+        append_line(handle, {"step": 1})
+        monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:5]))
+        with pytest.raises(OSError, match="No space left"):
+            append_line(handle, {"step": 2})
+        monkeypatch.undo()
+        append_line(handle, {"step": 3})
+    assert file.read_text() == '{"step": 1}\n{"step": 3}\n'
