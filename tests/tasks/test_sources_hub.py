@@ -154,7 +154,7 @@ def test_one_part_that_save_to_disk_wrote(tmp_path):
     many = [{"dialogue": f"A: {n}", "summary": f"{n}"} for n in range(100)]
     datasets.Dataset.from_list(many).save_to_disk(tmp_path)
     rows = load_rows(SAMSUM, str(tmp_path), seed=42)
-    assert (len(rows.train), len(rows.validation), len(rows.test)) == (90, 5, 5)
+    assert (len(rows.train), len(rows.validation), len(rows.test)) == (60, 20, 20)
     arrow = next(tmp_path.glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
     assert refused(str(tmp_path)).startswith(f"folder {tmp_path}: datasets cannot load it (")

@@ -79,7 +79,8 @@ def refuse_endless(folder: Path) -> None:
     Raises:
         ModelError: a device, a pipe or a socket is in it.
     """
-    if odd := [path for path in folder.iterdir() if path.exists() and not path.is_file() and not path.is_dir()]:
+    there = folder.iterdir() if folder.is_dir() else ()
+    if odd := [path for path in there if path.exists() and not path.is_file() and not path.is_dir()]:
         raise ModelError(f"{odd[0]} is a device or a pipe, which may never end: {_COPY_AGAIN}")
 
 
