@@ -192,7 +192,7 @@ def run_stock(options: argparse.Namespace) -> tuple[list[float], list[int]]:
         def counted(model: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
             tokens.append(int(kwargs["attention_mask"].sum()))
 
-        with compat.get_peft_model(lambda model: model.register_forward_pre_hook(counted, with_kwargs=True)):
+        with compat.get_peft_model(lambda model: model.register_forward_pre_hook(counted, with_kwargs=True), {}):
             upstream.main(model_name=str(options.folder), use_peft=True, peft_method="lora", num_epochs=1,
                           dataset="custom_dataset", run_validation=False, save_model=False, lr=1e-4,
                           num_workers_dataloader=0, max_train_step=options.steps + 1,

@@ -89,7 +89,8 @@ def test_plain_transformers_answers_as_the_adapter_does(tmp_path, toy_model_dir,
 
     answer = run_cli("infer", "--model", target, "--prompt", "What is 19-59?", "--max-new-tokens", "24")
     assert answer.code == 0
-    assert answer.out == tokenizer.decode(answers(plain, ids)[ids.shape[1]:], skip_special_tokens=True) + "\n"
+    whole = tokenizer.decode(answers(plain, ids)[ids.shape[1]:], skip_special_tokens=True)
+    assert answer.out == whole.rstrip("\ufffd") + "\n"  # half a character at the end of what was cut is left out
 
 
 @pytest.mark.parametrize(("settings", "tied"), [

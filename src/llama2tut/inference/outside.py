@@ -19,6 +19,7 @@ from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.files import read_input
 from llama2tut.inference.columns import Kept
 from llama2tut.inference.generate import Answers
+from llama2tut.tasks.metrics import METRICS
 from llama2tut.tasks.rows import cell_text
 
 KEY = "LLAMA2TUT_SERVER_KEY"  # of the environment: what is typed can be seen in the list of processes
@@ -28,8 +29,9 @@ _AT_ONCE = 8  # requests
 _PAUSES = (1, 4)  # seconds before the second and the third try
 _PATIENCE = 300  # seconds for one answer
 _LASTS = 600  # seconds that answers are kept after a fault: longer, and another model may have taken the server's name
-_TAKEN = re.compile(r"prompt|reference|groups|cut|base|few_shot|server|finetuned(_\d+)?"
-                    r"|\w+_(exact_match|contains|rouge\w*|f1)")  # as other columns and scores are called
+_SCORES = "|".join(name for metric in METRICS.values() for name in metric.labels)
+# As other columns and scores are called.
+_TAKEN = re.compile(rf"prompt|reference|groups|cut|base|few_shot|server|finetuned(_\d+)?|\w+_({_SCORES})")
 
 
 def read_prompts(path: Path) -> list[str]:

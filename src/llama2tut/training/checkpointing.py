@@ -4,6 +4,7 @@ A checkpoint is `checkpoints/step-N/`: adapter.safetensors, optimizer.pt (read b
 tensors) and state.json (step, micro-batch, best loss so far, and the sha256 of the other two).
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -71,13 +72,22 @@ def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Posi
         state = dataclasses.asdict(position) | {"sha256": _digests(new)}
         (new / _STATE).write_text(json.dumps(state), encoding="utf-8")
         sync(new)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.replace(new, folder)
     before = [old for old in _checkpoints(output_dir) if _step(old) <= position.step]
     for old in _checkpoints(output_dir):  # those of later steps were damaged, or the run would have gone on from them
         if old not in before[-KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint under another name, so that a killed process leaves no half of it under its own."""
+    going = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
