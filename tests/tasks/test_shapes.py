@@ -80,7 +80,6 @@ def test_text_as_iconv_writes_it(tmp_path):
 
 
 def test_an_excel_sheet(tmp_path):
-    pytest.importorskip("openpyxl")
     path = tmp_path / "rows.xlsx"
     with pandas.ExcelWriter(path) as book:
         FRAME.to_excel(book, sheet_name="Mails", index=False)

@@ -169,7 +169,6 @@ def test_pissa_is_refused_on_a_gpu_where_quantisation_is_the_default(toy_model_d
 
 
 def test_event_files_hold_what_the_metrics_hold_and_go_with_a_new_run(finetune, tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert finetune("--report-to", "tensorboard", "--max-steps", 3).code == 0
