@@ -87,9 +87,11 @@ def test_stray_words_are_refused(word):
 
 @pytest.mark.parametrize(("argv", "meant"), [
     (("infer", "What is 1+1?"), "--prompt 'What is 1+1?'"), (("finetune", "arithmetic"), "--task arithmetic"),
-    (("compare", "outputs/x"), "--adapter outputs/x"), (("merge", "outputs/x"), "--adapter outputs/x")])
+    (("compare", "outputs/x"), "--adapter outputs/x"), (("merge", "outputs/x"), "--adapter outputs/x"),
+    (("infer", "What", "is", "1+1?", "--seed", "1"), "--prompt 'What is 1+1?'"),
+    (("gen-arithmetic", "mine"), "--output-dir mine")])
 def test_a_word_right_after_the_command_is_a_value_without_its_flag(argv, meant):
-    fault, *_ = faults(*argv)
+    fault, = faults(*argv)
     assert f"(did you mean {meant}?)" in fault
 
 

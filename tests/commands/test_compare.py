@@ -366,6 +366,7 @@ def test_groups_are_in_every_form(compare):
     assert [row["by_carries"] for row in rows] == [row["groups"]["carries"] for row in found["rows"]]
     for form in ("table", "markdown", "html"):
         assert "subtraction" in compare(*given, "--format", form, "--show", 0).out
+        assert ("rows with" in compare(*given, "--format", form, "--limit", 4).out) is False  # too few to tell
 
 
 def test_groups_by_a_column_of_the_data(compare, arithmetic_dir, tmp_path):

@@ -58,6 +58,14 @@ def test_a_second_look_answers_nothing_twice_and_says_the_same(ask):
     assert more.texts[:-1] == first.texts
 
 
+def test_speed_is_that_of_all_kept_answers_whichever_are_taken(ask):
+    everything, _ = ask()
+    for prompt in PROMPTS:  # of a batch, the first answer alone was waited for
+        one, asked = ask([prompt])
+        assert asked == 0
+        assert one.new_tokens / one.seconds == pytest.approx(everything.new_tokens / everything.seconds)
+
+
 def test_nothing_is_kept_without_a_folder(ask):
     assert ask(folder=None)[1] == ask(folder=None)[1] == 3
 

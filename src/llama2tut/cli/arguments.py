@@ -16,7 +16,8 @@ from llama2tut.errors import UsageError
 
 _WORDS = {"true", "false"}
 # What a word right after the command most likely is.
-_BARE = {"finetune": "task", "infer": "prompt", "compare": "adapter", "merge": "adapter"}
+_BARE = {"finetune": "task", "infer": "prompt", "compare": "adapter", "merge": "adapter",
+         "gen-arithmetic": "output_dir"}
 
 
 def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -36,7 +37,9 @@ def split_argv(argv: Sequence[str]) -> tuple[str, list[str]]:
     faults: list[str] = []
     words = list(rest)
     if words and command in _BARE and not words[0].startswith("-"):  # a value, with nothing to say what of
-        word, meant = words.pop(0), _BARE[command]
+        word, meant = words.pop(0), _BARE[command].replace("_", "-")
+        while meant == "prompt" and words and not words[0].startswith("-"):  # a sentence without its quotes
+            word += f" {words.pop(0)}"
         faults.append(f"'{word}' belongs to no flag (did you mean --{meant} {shlex.quote(word)}?); see llama2tut "
                       f"{command} --help")
     while words:

@@ -84,6 +84,12 @@ class Kept:
                 with appending(self._file) as handle:
                     append_line(handle, {"prompt": key} | said)
 
+    @property
+    def tokens_per_second(self) -> float:
+        """How fast all that is kept was given; told apart, the first answer of a batch has the time of the others."""
+        given = self._said.values()
+        seconds = max(sum(one["seconds"] for one in given), 1e-9)
+        return float(sum(one["tokens"] for one in given) / seconds)
 
     def forget(self) -> None:
         """Let no later run know."""
@@ -132,7 +138,7 @@ class Models:
 
     def answers(self, prompts: Sequence[list[int]], adapter: int | None, sampling: Sampling, batch_size: int | None,
                 name: str) -> Answers:
-        """Answers to all prompts; tokens and seconds are those that they took when they were given."""
+        """Answers to all prompts; seconds are what they take at the speed that all were given at, kept ones too."""
         kept = self.kept(adapter, vars(sampling))
         unknown = [tuple(prompt) for prompt in prompts if "cut" not in (kept.get(prompt) or ())]
         missing = [list(prompt) for prompt in dict.fromkeys(unknown)]
@@ -149,8 +155,9 @@ class Models:
                 before = now
                 self._console.progress(f"{name}: {done:,}/{len(missing):,} answers", last=done == len(missing))
         said = [kept.get(prompt) or {} for prompt in prompts]
-        return Answers([one["text"] for one in said], [one["cut"] for one in said], sum(one["tokens"] for one in said),
-                       sum(one["seconds"] for one in said))
+        tokens = sum(one["tokens"] for one in said)
+        return Answers([one["text"] for one in said], [one["cut"] for one in said], tokens,
+                       tokens / max(kept.tokens_per_second, 1e-9))
 
     def losses(self, texts: Sequence[list[int]], adapter: int | None) -> list[float]:
         """Mean loss of each text, in nats a token."""

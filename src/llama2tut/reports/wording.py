@@ -8,6 +8,7 @@ from llama2tut.tasks.metrics import METRICS, Metric
 
 _WORDS = {"wrong": "✗ wrong", "right": "✓ right"}
 _GROUPS = 10  # shown of them all
+_FEWEST = 5  # rows of a group that is worth a line
 _BAR = 10  # cells
 
 
@@ -140,10 +141,11 @@ def score_rows(comparison: Comparison) -> list[list[str]]:
 def group_table(comparison: Comparison) -> list[list[str]]:
     """Header and one row a group of rows, the one that costs the first adapter most at the top; [] without groups."""
     metric, judged = comparison.metric, comparison.tuned[0]
-    if metric is None or not comparison.groups:
+    worth = [group for group in comparison.groups if group.rows >= _FEWEST or group.worse]
+    if metric is None or not worth:
         return []
     rows = [["rows with", comparison.names[0], comparison.names[judged], "rows", "loses", ""]]
-    for group in comparison.groups[:_GROUPS]:
+    for group in worth[:_GROUPS]:
         filled = round(_BAR * group.means[judged] / metric.top)
         lost = f"{'! ' if group.worse else ''}{points(group.loss, metric.top)}"
         rows.append([_shorter(f"{group.by} {group.value}"),
@@ -154,11 +156,11 @@ def group_table(comparison: Comparison) -> list[list[str]]:
 
 def group_notes(comparison: Comparison) -> list[str]:
     """What the table of groups means, in whole sentences."""
-    if not group_table(comparison):
+    if not (shown := len(group_table(comparison)[1:])):
         return []
     said = ["Loses: points that the score over all rows would gain if these rows did as well as the others; "
             "! more than chance would do."]
-    if (more := len(comparison.groups) - _GROUPS) > 0:
+    if more := len(comparison.groups) - shown:
         said.append(f"{more:,} more groups are in the json form.")
     return said
 
@@ -166,6 +168,7 @@ def group_notes(comparison: Comparison) -> list[str]:
 def _shorter(text: str, most: int = 34) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most - 1]}…"
+
 
 def intervals_note(comparison: Comparison) -> str:
     """What stands in brackets behind the scores."""
