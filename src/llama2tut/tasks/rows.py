@@ -17,7 +17,7 @@ sees the same splits.
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import combinations
@@ -29,7 +29,7 @@ from llama2tut.tasks.sources import SPLITS, Found, find, split_of
 from llama2tut.tasks.task import CONVERSATIONS, Task, chat_cells
 
 _ODD = 0.01  # up to this share of faulty rows only warn; more is an error
-_NAMED = 20  # rows that a refusal names
+_NAMED = 1000  # runs of rows that a refusal names: one of them may hold any number
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,9 @@ def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes:
         faults, notes: what is wrong or odd goes there.
     """
     places = {split: {placed.key: placed for placed in reversed(rows[split])} for split in SPLITS}
-
-    def pairs(twice: list[_Placed], split: str, most: int) -> str:
-        more = "; …" if len(twice) > most else ""
-        return "; ".join(f"{placed.place} is {places[split][placed.key].place}" for placed in twice[:most]) + more
-
     for split in SPLITS:
         if again := [placed for placed in rows[split] if places[split][placed.key] is not placed]:
-            notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({pairs(again, split, 3)})")
+            notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({_pairs(again, places[split], 3)})")
         ids: dict[str, tuple[str, ...]] = {}
         named = [(placed.row["id"], placed.key) for placed in rows[split] if placed.row.get("id")]
         if names := list(dict.fromkeys(name for name, key in named if ids.setdefault(name, key) != key)):
@@ -260,14 +255,30 @@ def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes:
         advice += f", or give --data {train} alone: rows for the others are held out of it"
     refused = any("train" in pair and len(both) > _ODD * len(rows[pair[0]]) for pair, both in shared.items())
     for (small, large), both in shared.items():
-        message = f"{len(both):,} of {len(rows[small]):,} {small} rows stand in {large} too"
-        if both and refused:
-            faults.append(f"{message} ({pairs(both, large, _NAMED)}); {advice}")
-        elif both:
-            notes.append(f"{message} ({pairs(both, large, 3)})")
+        message = (f"{len(both):,} of {len(rows[small]):,} {small} rows stand in {large} too "
+                   f"({_pairs(both, places[large], _NAMED if refused else 3)})")
+        if both:
+            (faults if refused else notes).append(f"{message}; {advice}" if refused else message)
     for split in ("validation", "test"):
         _compare_loosely(split, [placed for placed in rows[split] if placed.key not in places["train"]],
                          rows["train"], asking, notes)
+
+
+def _pairs(twice: Iterable[_Placed], others: Mapping[tuple[str, ...], _Placed], most: int) -> str:
+    """`test.csv row 5-7, 9 = train.csv row 1-3, 8`: of each two files at most `most` runs of rows, side by side."""
+    found: dict[tuple[str, str], list[list[int]]] = {}  # files -> first row in one, first row in the other, how many
+    for one in twice:
+        other = others[one.key]
+        runs = found.setdefault((one.file, other.file), [])
+        if runs and one.number - runs[-1][0] == other.number - runs[-1][1] == runs[-1][2]:
+            runs[-1][2] += 1
+        else:
+            runs.append([one.number, other.number, 1])
+
+    def spans(runs: list[list[int]], side: int) -> str:
+        return ", ".join(f"{run[side]}{f'-{run[side] + run[2] - 1}' if run[2] > 1 else ''}" for run in runs[:most])
+    return "; ".join(" = ".join(f"{file} row {spans(runs, side)}" for side, file in enumerate(files))
+                     + ", …" * (len(runs) > most) for files, runs in found.items())
 
 
 def _compare_loosely(split: str, held: list[_Placed], train: list[_Placed], asking: int, notes: list[str]) -> None:
