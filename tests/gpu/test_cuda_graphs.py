@@ -73,9 +73,10 @@ def losses_and_gradients(model, *batches):
     import torch
 
     model.zero_grad()
-    losses = [model(**one).loss for one in batches]
-    for loss in losses:
-        loss.backward()
+    losses = []
+    for one in batches:  # forward and backward in turns: a graph's next forward overwrites what its backward reads
+        losses.append(model(**one).loss)
+        losses[-1].backward()
     gradients = [weight.grad.float().flatten() for weight in model.parameters() if weight.requires_grad]
     return torch.stack(losses).detach().float(), torch.cat(gradients)
 
@@ -111,12 +112,13 @@ def test_float32_gives_plain_pefts_loss_and_gradients(checkpointed):
 def test_bf16_is_no_further_from_float32_than_plain_bf16(checkpointed):
     import torch
 
-    batches = batch(1), batch(2)
+    batches = [batch(seed) for seed in range(8)]
     exact = losses_and_gradients(peft_model(torch.float32), *batches)
     plain = losses_and_gradients(peft_model(torch.bfloat16), *batches)
     found = losses_and_gradients(captured(torch.bfloat16, checkpointed=checkpointed), *batches)
-    for one, usual, right in zip(found, plain, exact, strict=True):
-        assert apart(one, right) < 1.1 * apart(usual, right)
+    # Eight losses round by chance, the gradients of thousands of weights hardly.
+    for one, usual, right, room in zip(found, plain, exact, (1.5, 1.1), strict=True):
+        assert apart(one, right) < room * apart(usual, right)
 
 
 def test_a_batch_with_a_mask_takes_the_plain_path():

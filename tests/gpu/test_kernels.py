@@ -17,9 +17,15 @@ def inputs():
     return q, k, *LlamaRotaryEmbedding(config)(q, positions)
 
 
+def turned_plainly(q, k, cos, sin):
+    """The formula; transformers' own function may have been replaced by an earlier run of this process."""
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    return [heads * cos.unsqueeze(1) + rotate_half(heads) * sin.unsqueeze(1) for heads in (q, k)]
+
+
 def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
     import torch
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     from llama2tut.gpu.kernels import as_one_row
 
@@ -28,11 +34,11 @@ def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
     def rope(q, k, cos, sin):
         seen.extend((q, k))
         assert {len(tensor) for tensor in (q, k, cos, sin)} == {1}
-        return apply_rotary_pos_emb(q, k, cos, sin)
+        return turned_plainly(q, k, cos, sin)
 
     q, k, cos, sin = inputs
     for angles in ((cos, sin), (cos[2:], sin[2:])):  # an angle for each row's tokens, and one for all rows
-        for found, expected in zip(as_one_row(rope)(q, k, *angles), apply_rotary_pos_emb(q, k, *angles), strict=True):
+        for found, expected in zip(as_one_row(rope)(q, k, *angles), turned_plainly(q, k, *angles), strict=True):
             assert found.shape == expected.shape
             assert torch.equal(found, expected)
     assert [heads.data_ptr() for heads in seen] == [q.data_ptr(), k.data_ptr()] * 2
@@ -40,13 +46,12 @@ def test_a_batch_shown_as_one_row_is_turned_as_before_and_not_copied(inputs):
 
 def test_gradients_pass_through_a_batch_shown_as_one_row(inputs):
     import torch
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     from llama2tut.gpu.kernels import as_one_row
 
     q, k, cos, sin = inputs
     gradients = []
-    for rope in (apply_rotary_pos_emb, as_one_row(apply_rotary_pos_emb)):
+    for rope in (turned_plainly, as_one_row(turned_plainly)):
         heads = [tensor.clone().requires_grad_() for tensor in (q, k)]
         turned = rope(*heads, cos, sin)
         gradients.append(torch.autograd.grad((turned[0] ** 3).sum() + (turned[1] ** 3).sum(), heads))
@@ -57,7 +62,6 @@ def test_gradients_pass_through_a_batch_shown_as_one_row(inputs):
 @pytest.mark.gpu
 def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
     import torch
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     from llama2tut.gpu.kernels import as_one_row, liger_available
 
@@ -66,6 +70,6 @@ def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
     q, k, cos, sin = (tensor.cuda() for tensor in inputs)
-    expected = apply_rotary_pos_emb(q, k, cos, sin)
+    expected = turned_plainly(q, k, cos, sin)
     for found, right in zip(as_one_row(liger_rotary_pos_emb)(q.clone(), k.clone(), cos, sin), expected, strict=True):
         assert torch.allclose(found, right, atol=1e-5)

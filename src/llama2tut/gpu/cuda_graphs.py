@@ -32,7 +32,8 @@ def capture_decoder(llama: Any, rows: int, width: int) -> None:
     """Replace a decoder's forward for batches of one shape by CUDA graphs, forward and backward.
 
     To call once, when adapters, autocast and gradient checkpointing are in place and before the run is seeded; later
-    changes of weights must happen in place. Batches of other shapes, or with an attention mask, take the plain path.
+    changes of weights must happen in place. Each forward must be followed by its backward before the next one, which
+    overwrites the activations. Batches of other shapes, or with an attention mask, take the plain path.
 
     Args:
         llama: The decoder inside the PEFT model, on a GPU, with `config.use_cache` off.
