@@ -59,6 +59,7 @@ def test_values_keep_their_types_and_lines(tmp_path):
     ("a: !!python/object/apply:os.system ['touch PWNED']",
      "1: anchors, aliases and tags are not read; write the plain value"),
     ("a: !!str 1", "1: anchors, aliases and tags are not read; write the plain value"),
+    ("*a : 1\nb: 2\n", "1: anchors, aliases and tags are not read; write the plain value"),
     ("!!map {a: 1}", "1: anchors, aliases and tags are not read; write the plain value"),
     ("a: " + "9" * 5000, "1: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; "
      "use sys.set_int_max_str_digits() to increase the limit; mend the YAML there"),

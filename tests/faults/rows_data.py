@@ -126,7 +126,7 @@ ROWS = (
         given=(toy, write("saved/dataset_dict.json", '{"splits": ["train"]}')),
         says=("folder saved: datasets cannot load it", "save it again")),
     Row(what="a data set that the hub has, and no network", argv=f"{RUN} someone/rows", given=(toy,),
-        says=("--data: someone/rows: not here, nor from the hub", "unset HF_HUB_OFFLINE, or name a local copy")),
+        says=("--data: someone/rows: not here, nor from the hub", "unset HF_HUB_OFFLINE, name a local copy, or")),
     Row(what="a data set with a script", argv="finetune --task samsum --model toy --data Samsung/samsum", given=(toy,),
         says=("Samsung/samsum is a script data set, which can no longer be loaded; use --data knkarthick/samsum",)),
     Row(what="a prompt file that is not there", argv="infer --model toy --prompt-file gone.txt", given=(toy,),

@@ -81,12 +81,14 @@ def test_a_bad_row_of_the_hub_is_named(hub):
     (DatasetNotFoundError("Dataset 'org/name' is a gated dataset on the Hub."),
      ["gated", "; accept its terms at https://huggingface.co/datasets/org/name and log in with `hf auth login`"]),
     (RuntimeError("Dataset scripts are no longer supported, but found name.py"), ["; use a copy without a script"]),
-    (ConnectionError("Couldn't reach 'org/name' (ConnectError)"), ["(ConnectError)", "; go online, or name a local"]),
+    (ConnectionError("Couldn't reach 'org/name' (ConnectError)"), ["cannot be reached", "; go online, name a local"]),
+    (DataFilesNotFoundError("Couldn't find org/name on the Hub either: LocalEntryNotFoundError: An error happened"),
+     ["cannot be reached", "; go online, name a local"]),
     (DataFilesNotFoundError("No (supported) data files found in org/name"), ["; name a local copy"]),
     (ValueError("Config name is missing.\nPlease pick one"), ["(Config name is missing.)", "; name a local copy"]),
 ])
 def test_what_the_hub_refuses(hub, monkeypatch, error, words):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("llama2tut.hub.out_of_reach", lambda: "")
     hub(error)
     fault = refused("org/name")
     assert fault.startswith("--data: org/name: not here, nor from the hub (")
@@ -200,6 +202,6 @@ def test_offline_only_the_caches_are_read(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
                           env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     assert done.stdout.splitlines() == [
-        "--data: org/absent: not here, nor from the hub (Couldn't reach 'org/absent' on the Hub "
-        "(OfflineModeIsEnabled)); unset HF_HUB_OFFLINE, or name a local copy",
+        "--data: org/absent: not here, nor from the hub (HF_HUB_OFFLINE is set); unset HF_HUB_OFFLINE, name a local "
+        "copy, or try --data dialogues, which ships with llama2tut",
         "folder org/here, revision 2a6b79b"]

@@ -53,7 +53,7 @@ class _PlainLoader(yaml.SafeLoader):
                                 "anchors, aliases and tags are not read; write the plain value"))
             if isinstance(event, yaml.AliasEvent):
                 self.get_event()  # type: ignore[no-untyped-call]
-                return yaml.ScalarNode(_TEXT, "")
+                return yaml.ScalarNode(_TEXT, "", event.start_mark, event.end_mark)
         return super().compose_node(parent, index)
 
 

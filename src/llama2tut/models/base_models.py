@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama2tut import hub
 from llama2tut.errors import Faults, ModelError, UserError, foreign, ran_out, reason
 from llama2tut.models.checkpoint_files import (
     check_folder,
@@ -85,8 +86,10 @@ def resolve(name: str) -> BaseModel:
     if folder.exists():
         raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        folder, config = _from_hub(name)
-        return BaseModel(name, name, config, folder.name, _notes(folder, config))
+        away = hub.out_of_reach()
+        folder, config = _from_hub(name, away)
+        notes = [f"{away}: {name} is taken from its cache"] if away not in ("", hub.SWITCHED_OFF) else []
+        return BaseModel(name, name, config, folder.name, (*notes, *_notes(folder, config)))
     close = difflib.get_close_matches(name.lower(), [ALIAS])
     hint = f"did you mean {ALIAS}?" if close else f"give a folder, a hub id such as {DEFAULT_GPU}, or {ALIAS}"
     raise ModelError(f"--model {name}: there is no such folder or model: {hint}")
@@ -98,16 +101,23 @@ def resolve_last(name: str, faults: Faults) -> BaseModel | None:
     return None if faults and name == ALIAS else faults.attempt(resolve, name)
 
 
-def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
-    """The cached snapshot folder of a hub model, and its config. Online, the weights may still have to be fetched."""
+def _from_hub(name: str, away: str) -> tuple[Path, dict[str, Any]]:
+    """The cached snapshot folder of a hub model, and its config. Online, the weights may still have to be fetched.
+
+    Args:
+        name: its hub id.
+        away: why the hub cannot be asked; "" where it can.
+
+    Raises:
+        ModelError: it cannot be had, or cannot be loaded.
+    """
     from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     what = "config.json"
     try:
         folder = Path(hf_hub_download(name, what)).parent
         what = "safetensors weights (pickled ones can run code and are never opened)"
-        if HF_HUB_OFFLINE:
+        if away:
             return folder, check_folder(folder)
         try:
             hf_hub_download(name, "model.safetensors.index.json")
@@ -120,9 +130,8 @@ def _from_hub(name: str) -> tuple[Path, dict[str, Any]]:
         problem = ("is no folder here, and no model on the hub that your login can see: check the spelling, or log in "
                    "with `hf auth login`")
     except errors.LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-        problem = (f"is no folder here and not in the hub's cache, and {why}: run `hf download {name}` where there "
-                   f"is a network, or give a folder or {ALIAS}")
+        problem = (f"is no folder here and not in the hub's cache, and {away or 'the hub cannot be reached'}: run "
+                   f"`hf download {name}` where there is a network, or give a folder or {ALIAS}")
     except errors.EntryNotFoundError:
         problem = f"has no {what}: choose a Llama checkpoint that was saved by transformers"
     except errors.HFValidationError:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from llama2tut import hub
 from llama2tut.errors import DataError, UserError, foreign, ran_out, reason
 from llama2tut.files import read_input
 from llama2tut.resources import shipped
@@ -66,18 +67,22 @@ def _hub(name: str, reading: Reading) -> Found:
     if name.lower() in _SCRIPTED:
         raise DataError(f"--data: {name} is a script data set, which can no longer be loaded; use --data "
                         f"{_SCRIPTED[name.lower()]}, or its authors' corpus.7z")
-    import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
+
+    away = hub.out_of_reach()  # before datasets is imported, which asks once whether it may go online
+    import datasets
 
     cached = Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # builders let through whatever their parsers and the network raise
-        advice = "name a local copy"
-        if isinstance(error, ConnectionError):
+        why, advice = reason(error), "name a local copy"
+        if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in why:  # or it answers nonsense
             if os.path.isdir(cached / "snapshots"):
                 return _folder(cached, name, reading)
-            advice = f"{'unset HF_HUB_OFFLINE' if datasets.config.HF_HUB_OFFLINE else 'go online'}, or {advice}"
+            why = away or "it cannot be reached"
+            advice = (f"{'unset HF_HUB_OFFLINE' if why == hub.SWITCHED_OFF else 'go online'}, {advice}, or try "
+                      f"--data {_SAMPLES[0]}, which ships with llama2tut")
         elif "gated" in str(error):
             advice = f"accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -86,7 +91,7 @@ def _hub(name: str, reading: Reading) -> Found:
             advice = "use a copy without a script"
         elif configs := re.search(r"available configs: (\[.*?\])", str(error)):
             advice = f"download the one of {configs[1]} that you mean and name its folder"
-        raise DataError(f"--data: {name}: not here, nor from the hub ({reason(error)}); {advice}") from error
+        raise DataError(f"--data: {name}: not here, nor from the hub ({why}); {advice}") from error
     first = next(iter(loaded.values()))
     # The cache names a data set's folder, and its downloads, after the hub's commit.
     traces = [*(file["filename"] for file in first.cache_files), *(first.info.download_checksums or ())]
