@@ -52,8 +52,8 @@ class _PlainLoader(yaml.SafeLoader):
             self.faults.append((event.start_mark.line + 1,
                                 "anchors, aliases and tags are not read; write the plain value"))
             if isinstance(event, yaml.AliasEvent):
-                self.get_event()  # type: ignore[no-untyped-call]
-                return yaml.ScalarNode(_TEXT, "", event.start_mark, event.end_mark)
+                alias: Any = self.get_event()  # type: ignore[no-untyped-call]
+                return yaml.ScalarNode(_TEXT, "", alias.start_mark, alias.end_mark)
         return super().compose_node(parent, index)
 
 
