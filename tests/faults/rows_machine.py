@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from world import LLAMA2TUT, Preparation, Row, World, patch, rows, toy, tuned, write
+from world import LLAMA2TUT, Preparation, Row, World, env, patch, rows, toy, tuned, write
 
 import llama2tut
 
@@ -120,6 +120,9 @@ ROWS = (
     Row(what="the same, to answer", argv="infer --model toy --prompt a",
         given=(toy, gpu(torch__cuda__is_available=False)),
         says=("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with nvidia-smi",)),
+    Row(what="GPUs that are not there, by their numbers", argv=TRAIN,
+        given=(*READY, gpu(torch__cuda__is_available=False), env(CUDA_VISIBLE_DEVICES="7")),
+        says=("CUDA_VISIBLE_DEVICES=7 names no GPU that torch can use here: unset it",)),
     Row(what="a GPU that is left alone", argv=f"{TRAIN} --gpus 0 --dry-run", code=0, says=("device: CPU",),
         given=(*READY, gpu(torch__cuda__is_available=False))),
     Row(what="a GPU with too little memory", argv=TRAIN,

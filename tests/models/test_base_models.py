@@ -338,7 +338,9 @@ class FakePackage:
 def test_the_alias_with_a_damaged_package(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: FakePackage(tmp_path))
-    assert "weights.gguf is damaged" in refusal(resolve, "smollm2-135m")
+    said = []
+    assert "weights.gguf is damaged" in refusal(lambda: resolve("smollm2-135m", said.append))
+    assert len(said) == 1, "before it is read, for a conversion takes seconds"
     assert [file.name for file in (tmp_path / "cache" / "llama2tut").iterdir()] == ["smollm2-135m-9.lock"]
 
 

@@ -68,8 +68,6 @@ def run(request: CompareRequest, console: Console) -> Result:
     faults.refuse()
     if count > 1:
         return StartRanks(count=count)
-    if not request.adapter:
-        console.note(f"adapter: {adapters[0]}")
     comparison = compare(config, labels or [], request, console, server, files)
     if ranks.rank() > 0:
         return Result()  # rank 0 has all answers, too

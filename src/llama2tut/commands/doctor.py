@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ _TORCH = "pip install --force-reinstall torch==2.13.0"
 def run(request: DoctorRequest, console: Console) -> Result:
     """Look at everything. A look that fails is a finding, too."""
     gpu = gpu_present()
+    console.note("looking at packages, models, disks and the device")
     # Torch takes most of the time; the other checks run beside it.
     with subprocess.Popen([sys.executable, "-P", "-m", "llama2tut.commands.probe", "cuda" if gpu else "cpu"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") as probe:
@@ -93,10 +95,14 @@ def _device(probe: "subprocess.Popen[str]", gpu: bool) -> Iterator[Check]:
         vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
         card = any(file.read_text(encoding="ascii") == "0x10de\n" for file in vendors)  # NVIDIA's number
         said = f"torch cannot use it: {facts['fault']}" if gpu else "out of reach" if card else "none"
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if chosen is not None and (card or gpu):
+            said += f"; CUDA_VISIBLE_DEVICES is {chosen!r}"
         if not gpu:
             yield Check("bf16", "ok", "this CPU has it (AVX-512 BF16 or AMX), and trains in it" if facts["cpu_bf16"]
                         else "this CPU has neither AVX-512 BF16 nor AMX, and trains in fp32")
         yield check("GPU", not card and not gpu, said + ("" if gpu else ": training runs on the CPU"),
-                    _DRIVER if facts["cuda"] else _TORCH, needed=gpu)
+                    "unset CUDA_VISIBLE_DEVICES" if chosen is not None else _DRIVER if facts["cuda"] else _TORCH,
+                    needed=gpu)
     yield check("bitsandbytes", not facts["four_bit"], facts["four_bit"] or f"4-bit product on {facts['device']} is "
                 "right", "pip install --force-reinstall --no-deps bitsandbytes==0.50.2", needed=gpu)

@@ -58,7 +58,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
         faults.attempt(check_references, task, rows.validation, f"{rows.source}, validation")
     if request.eval_generate and metric_of(task) is None:
         faults.append(f"--eval-generate: {request.task} has no metric to score answers by; leave it out")
-    base_model = resolve_last(model, faults)
+    base_model = resolve_last(model, faults, console.note)
     if base_model:
         faults += _unknown_targets(request.lora_targets, base_model)
         if request.init_lora_weights == "pissa":

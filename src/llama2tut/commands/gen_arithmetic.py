@@ -31,6 +31,7 @@ COMMUTATIVE: frozenset[Op] = frozenset({"add", "mul"})
 Templates = Mapping[Op, Sequence[str]]
 _HEADINGS = ", ".join(f"[{name}]" for name in (*SIGNS, "all"))
 _FAULTS_SHOWN = 20
+_MANY = 100_000  # rows that take longer than a moment
 
 
 def run(request: GenArithmeticRequest, console: Console) -> Result:
@@ -58,6 +59,8 @@ def run(request: GenArithmeticRequest, console: Console) -> Result:
     if faults:
         raise UsageError(*faults)
 
+    if (total := sum(counts.values())) > _MANY:
+        console.note(f"writing {total:,} rows")
     rows = generate(ops, request.max_number, templates, seed=request.seed)
     with staging(request.output_dir / "arithmetic") as new, writing(request.output_dir, "try again"):
         for split in ("test", "validation", "train"):

@@ -39,7 +39,7 @@ def run(request: MergeRequest, console: Console) -> Result:
         UserError: adapter or base model cannot be used, the folder is taken, or the disk is full.
     """
     folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
-    base_model = resolve(base_of(adapter, request.model))
+    base_model = resolve(base_of(adapter, request.model), console.note)
     notes = check_fit(adapter, base_model)
     _refuse_taken(folder, request, Path(base_model.path))
     precision = request.precision or ("bf16" if gpu_present() else "fp32")

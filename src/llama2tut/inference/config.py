@@ -93,8 +93,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                       "give the whole prompt with --raw")
     base = (faults.attempt(base_of, first, request.model) if first else request.model) or (
         DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
-    found, rows = None, list[dict[str, str]]()
-    source = "prompts"
+    found, rows, source = None, list[dict[str, str]](), "prompts"
     notes: list[str] = []
     if task and prompts is None:
         own_data = saved.get("data") if saved.get("task") == name else None
@@ -111,9 +110,12 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     elif shots:
         faults.append("--shots takes its examples from a task's training rows; give a --task, and no --prompt-file")
-    base_model = resolve_last(base, faults)
+    base_model = resolve_last(base, faults, console.note)
     faults.refuse()
     assert base_model is not None
+    # Before torch is imported, which can take many seconds.
+    console.note("; ".join((f"base model: {base_model.name}", *(f"adapter: {folder}" for folder in adapters),
+                            f"device: {'GPU' if device == 'cuda' else 'CPU'}")))
     trained = tuple(adapter for adapter in read if adapter)
     if task and name:
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)

@@ -7,7 +7,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,16 @@ class BaseModel:
         return int(self.config["num_hidden_layers"] * layer + copies * embedding)
 
 
-def resolve(name: str) -> BaseModel:
+def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> BaseModel:
     """The base model that `name` (alias, folder or hub id) stands for, refused if it could not be loaded.
+
+    `say` is told what takes a while.
 
     Raises:
         ModelError: no such model, not a Llama, incomplete, not in safetensors, gated or out of reach.
         MachineError: the alias cannot be converted here.
     """
-    folder = converted() if name == ALIAS else Path(os.path.expanduser(name))
+    folder = converted(say) if name == ALIAS else Path(os.path.expanduser(name))
     if folder.is_dir():
         config = check_folder(folder)
         return BaseModel(name, os.path.realpath(folder), config, notes=_notes(folder, config))
@@ -95,10 +97,10 @@ def resolve(name: str) -> BaseModel:
     raise ModelError(f"--model {name}: there is no such folder or model: {hint}")
 
 
-def resolve_last(name: str, faults: Faults) -> BaseModel | None:
+def resolve_last(name: str, faults: Faults, say: Callable[[str], None]) -> BaseModel | None:
     """`resolve`, its faults gathered. The demo model is left alone by a request that is refused anyway: its first use
     converts it, which takes seconds."""
-    return None if faults and name == ALIAS else faults.attempt(resolve, name)
+    return None if faults and name == ALIAS else faults.attempt(resolve, name, say)
 
 
 def _from_hub(name: str, away: str) -> tuple[Path, dict[str, Any]]:

@@ -89,6 +89,9 @@ def check_cuda(instead: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            raise MachineError(f"CUDA_VISIBLE_DEVICES={visible} names no GPU that torch can use here: unset it, give "
+                               f"it a number that nvidia-smi lists, or {instead}")
         raise MachineError("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with "
                            f"nvidia-smi and the build with `pip show torch`, or {instead}")
 

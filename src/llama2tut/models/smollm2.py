@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ _TENSORS = {
 }
 
 
-def converted() -> Path:
+def converted(say: Callable[[str], None] = lambda _: None) -> Path:
     """The checkpoint folder of the alias, made first if it is not there yet (some ten seconds, 550 MB).
 
-    When two processes ask at once, the second waits for the first and takes what it made.
+    When two processes ask at once, the second waits for the first and takes what it made. `say` is told of either.
 
     Raises:
         ModelError: the package is not installed, or its file is damaged.
@@ -55,6 +56,7 @@ def converted() -> Path:
     folder = cache / f"{ALIAS}-{package.version}"
     if _whole(folder):
         return folder
+    say(f"{ALIAS} is made ready for its first use, which takes some ten seconds and 550 MB: {folder}")
     from safetensors import SafetensorError
 
     part = folder.with_name(folder.name + ".part")
