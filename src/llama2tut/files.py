@@ -14,6 +14,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,19 @@ def read_input(path: Path, most: int | None = None, *, pipe: bool = False) -> by
     Raises:
         OSError: it cannot be read, or may never end; `strerror` says so.
     """
-    kind = os.stat(path).st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or (pipe and stat.S_ISFIFO(kind))):
-        raise OSError(errno.EINVAL, "a device or a pipe, which may never end", os.fspath(path))
-    with open(path, "rb") as file:
+    with open_input(path, pipe=pipe) as file:
         data = file.read(-1 if most is None else most + 1)
     if most is not None and len(data) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes", os.fspath(path))
     return data
+
+
+def open_input(path: Path, *, pipe: bool = False) -> BufferedReader:
+    """A file that somebody gave, open to be read; raises as `read_input` does."""
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or (pipe and stat.S_ISFIFO(kind))):
+        raise OSError(errno.EINVAL, "a device or a pipe, which may never end", os.fspath(path))
+    return open(path, "rb")
 
 
 def output_fault(path: Path) -> str | None:

@@ -272,7 +272,7 @@ def test_an_archive_that_unpacks_without_measure(ready, monkeypatch):
     with py7zr.SevenZipFile(ready.folder / "corpus.7z", "w") as file:
         file.writestr(b" " * 3_000_000, "train.json")
     assert (ready.folder / "corpus.7z").stat().st_size < 10_000
-    monkeypatch.setattr("llama2tut.tasks.sources.ARCHIVE_LIMIT", 2**20)
+    monkeypatch.setattr("llama2tut.tables.archives.ARCHIVE_LIMIT", 2**20)
     refused(ready, "finetune --task samsum --model toy --data corpus.7z", "corpus.7z", "MiB")
 
 

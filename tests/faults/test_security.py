@@ -104,7 +104,7 @@ def test_the_page_of_claims_is_one_page():
 
 def test_the_limits_that_the_page_names_are_the_ones_in_the_code():
     from llama2tut.config import yaml_files
-    from llama2tut.tasks import readers
+    from llama2tut.tables import table
 
     assert yaml_files._LARGEST == 200_000
-    assert readers.ARCHIVE_LIMIT == 256 * 2**20
+    assert table.ARCHIVE_LIMIT == 256 * 2**20

@@ -1,9 +1,11 @@
 """Rows in every shape that other programs write: read alike, and said in one line."""
 
 import gzip
+import io
 import json
 import shutil
 import subprocess
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pandas
 import pytest
 
 from llama2tut.errors import DataError, MachineError, UsageError
-from llama2tut.tasks.readers import read_table
+from llama2tut.tables import archives
+from llama2tut.tables.reading import read_table
+from llama2tut.tables.table import Reading
 from llama2tut.tasks.rows import describe, load_rows
 from llama2tut.tasks.task import ALPACA, SAMSUM
 from llama2tut.tasks.task_files import load_task
@@ -65,7 +69,7 @@ def test_json_as_jq_prints_it(tmp_path):
     wrapped = filtered(["jq", '{version: "1", data: .}'], tmp_path / "rows.json", tmp_path / "wrapped.json")
     assert read(wrapped) == (ROWS, f"file {wrapped} (its list 'data')")
     pretty.write_text(pretty.read_text() + '{"a": \n')
-    with pytest.raises(DataError, match=r"pretty\.jsonl: line 1, column"):
+    with pytest.raises(DataError, match=r"pretty\.jsonl: line 241, column 6: Expecting value"):
         read(pretty)
 
 
@@ -102,6 +106,24 @@ def test_without_openpyxl_a_sheet_is_refused_with_the_pip_line(tmp_path, monkeyp
         read(tmp_path / "rows.xlsx")
 
 
+@pytest.mark.parametrize(("name", "save"), [
+    ("rows.csv", {}), ("rows.csv.gz", {}), ("rows.jsonl", {"lines": True}), ("rows.json", {})])
+def test_rows_take_at_most_three_times_the_memory_of_their_text(tmp_path, name, save):
+    frame = pandas.DataFrame([{"customer message": f"{n}: {TEXTS[0]} " * 6, "team": "billing"} for n in range(12_000)])
+    if "json" in name:
+        frame.to_json(tmp_path / name, orient="records", force_ascii=False, **save)
+    else:
+        frame.to_csv(tmp_path / name, index=False)
+    data = (tmp_path / name).read_bytes()
+    size = len(gzip.decompress(data) if name.endswith(".gz") else data)
+    tracemalloc.start()
+    try:
+        load_rows(TASK, str(tmp_path / name), seed=42)
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
 def test_several_files_by_a_pattern(tmp_path):
     for part in range(3):
         FRAME[20 * part:20 * part + 20].to_json(tmp_path / f"part-{part}.jsonl", orient="records", lines=True)
@@ -115,21 +137,19 @@ def test_several_files_by_a_pattern(tmp_path):
 
 
 def test_a_damaged_or_huge_gz_is_refused(tmp_path, monkeypatch):
-    from llama2tut.tasks import sources
-
     path = tmp_path / "rows.csv.gz"
     path.write_bytes(gzip.compress(b"a" * 1000)[:-9])
     with pytest.raises(DataError, match=r"not a readable \.gz file"):
         read(path)
     path.write_bytes(gzip.compress(b"a" * 1001))
-    monkeypatch.setattr(sources, "GZ_LIMIT", 1000)
+    monkeypatch.setattr(archives, "GZ_LIMIT", 1000)
     with pytest.raises(DataError, match="unpacks to more than"):
         read(path)
 
 
 def test_commas_stay_commas_whatever_else_a_header_holds():
-    table = read_table("rows.csv", b"a;b,team\n" + b"1: x;y;z,t\n" * 60)
-    assert (table.columns, set(table.how)) == (("a;b", "team"), {""})
+    table = read_table("rows.csv", io.BytesIO(b"a;b,team\n" + b"1: x;y;z,t\n" * 60), Reading())
+    assert (tuple(table.columns), set(table.how)) == (("a;b", "team"), {""})
 
 
 @pytest.mark.parametrize("name", ["dialogues", "dialogues-zh"])

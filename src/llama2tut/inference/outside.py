@@ -19,8 +19,8 @@ from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.files import read_input
 from llama2tut.inference.columns import Kept
 from llama2tut.inference.generate import Answers
+from llama2tut.tables.table import cell_text
 from llama2tut.tasks.metrics import METRICS
-from llama2tut.tasks.rows import cell_text
 
 KEY = "LLAMA2TUT_SERVER_KEY"  # of the environment: what is typed can be seen in the list of processes
 _LARGEST = 256 * 2**20  # bytes of a file

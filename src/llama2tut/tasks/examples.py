@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.errors import DataError, Faults
-from llama2tut.tasks.readers import numbered
+from llama2tut.tables.table import numbered
 from llama2tut.tasks.rows import Rows, load_rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import check_python, is_python, load_task

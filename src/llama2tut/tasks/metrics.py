@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from llama2tut.errors import DataError
-from llama2tut.tasks.readers import numbered
+from llama2tut.tables.table import numbered
 from llama2tut.tasks.task import Task
 
 Outcome = Literal["right", "wrong", "better", "same", "worse"]

@@ -15,18 +15,16 @@ as many as `held_out_rows` says, or the shares that were asked for. Every comman
 sees the same splits.
 """
 
-import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
-from llama2tut.tasks.readers import Table, numbered
-from llama2tut.tasks.sources import SPLITS, Found, find, split_of
-from llama2tut.tasks.task import CONVERSATIONS, Task, chat_cells
+from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered
+from llama2tut.tasks.sources import SPLITS, find, split_of
+from llama2tut.tasks.task import Task, chat_cells
 
 _ODD = 0.01  # up to this share of faulty rows only warn; more is an error
 _NAMED = 1000  # runs of rows that a refusal names: one of them may hold any number
@@ -53,15 +51,33 @@ class Rows:
     held_out: tuple[str, ...] = ()
 
 
-class _Placed(NamedTuple):
-    row: dict[str, str]
+@dataclass
+class _File:
+    label: str
+    columns: tuple[str, ...]  # the task's
+    further: tuple[str, ...]  # others that are wanted, and
+    there: tuple[str, ...]  # those of them that it has
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return (*self.columns, *self.there)
+
+
+class _Placed(NamedTuple):  # a million of them are in memory, so each is small
     key: tuple[str, ...]  # the cells of the task's columns
-    file: str
+    further: tuple[str, ...]  # the cells of the others, or () where it has none of them
+    file: _File
     number: int
 
     @property
+    def row(self) -> dict[str, str]:
+        cells = dict(zip(self.file.further, self.further, strict=False))
+        return {**{name: cells.get(name, "") for name in self.file.there},
+                **dict(zip(self.file.columns, self.key, strict=True))}
+
+    @property
     def place(self) -> str:
-        return f"{self.file} row {self.number}"
+        return f"{self.file.label} row {self.number}"
 
 
 _Splits = dict[str, list[_Placed]]
@@ -86,47 +102,32 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     faults: list[str] = []
     notes: list[str] = []
     try:
-        found = find(task, data)
+        found = find(task, data, lambda table: _checked(task, table, faults, notes, also))
     except OSError as error:
         raise DataError(f"--data: {error.filename or data} cannot be read ({error.strerror or error}); mend that, or "
                         "download it again") from error
-    rows = {split: [row for table in found.tables.get(split, []) for row in _checked(task, table, faults, notes, also)]
-            for split in SPLITS}
+    rows = found.rows
+    held_out: tuple[str, ...] = ()
     if not faults:
         held_out = _hold_out(rows, found.source, seed, splits, holdout, notes)
         there = " and ".join(split for split in SPLITS if rows[split]) or "none"
         faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
                    for split in splits if not rows[split]]
-        columns = sorted({column for tables in found.tables.values() for table in tables for column in table.columns})
         faults += [f"--by {column}: {found.source} has no such column in its {splits[0]} rows (there: "
-                   f"{', '.join(columns)}); give one that it has" for column in also
-                   if any(column not in placed.row for placed in rows[splits[0]])]
-        _compare(rows, len(task.prompt_columns), found, faults, notes)
+                   f"{', '.join(found.columns)}); give one that it has" for column in also
+                   if any(column not in placed.file.named for placed in rows[splits[0]])]
+        _compare(rows, len(task.prompt_columns), [*found.digests], faults, notes)
     if faults:
         raise DataError(*faults)
-    train, validation, test = ([placed.row for placed in rows[split] if split in splits] for split in SPLITS)
+    train, validation, test = (_unplaced(rows[split]) if split in splits else [] for split in SPLITS)
     return Rows(train, validation, test, found.source, found.digests, tuple(notes), held_out)
 
 
-def cell_text(value: Any) -> tuple[str, str | None]:
-    """A cell as text, and what is wrong with it, or None; `empty` for None, NaN and white space.
-
-    Numbers count as their text; a float without a fraction, as parquet keeps whole numbers beside gaps, as an integer.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | None):
-        return "", f"not text but {type(value).__name__}"
-    if isinstance(value, float):
-        value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    text = "" if value is None else str(value)
-    if not text.strip():
-        return text, "empty"
-    if "\0" in text:
-        return text, "not text: it holds a NUL character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text, "not text: it holds half of a surrogate pair"
-    return text, None
+def _unplaced(placed: list[Any]) -> list[dict[str, str]]:
+    """The rows themselves, each in the place of what was known about it, which is let go."""
+    for index, each in enumerate(placed):
+        placed[index] = each.row
+    return placed
 
 
 def describe(rows: Rows) -> str:
@@ -138,35 +139,30 @@ def describe(rows: Rows) -> str:
 
 def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also: tuple[str, ...]) -> list[_Placed]:
     """The table's rows as text; what is wrong or odd goes into `faults` and `notes`. No rows: no such split."""
-    if task.chat:
-        table = _as_cells(table, faults)
-    missing = [column for column in task.columns if column not in (*table.columns, *task.optional_columns)]
-    if missing and table.rows:
-        lacks, has, needs = (", ".join(map(repr, names)) for names in (missing, table.columns, task.columns))
-        faults.append(f"{table.label}: no column {lacks} (there: {has}; task {task.name} needs {needs}); rename them, "
-                      "or describe yours in a TASK.yaml")
-        return []
-    columns = dict.fromkeys((*{"id", *also}.intersection(table.columns), *task.columns))
+    further = tuple(column for column in dict.fromkeys(("id", *also)) if column not in task.columns)
+    file = _File(table.label, task.columns, further, ())
     optional = [repr(column) for column in task.prompt_columns
                 if column not in (task.target, task.reference, *task.optional_columns)]
     prompt = " and ".join(optional)
     bad: dict[tuple[str, str], list[int]] = {}
     headers = []
     placed = []
-    table.rows.reverse()
-    while table.rows:  # whose cells are let go one by one: a million rows are in memory once
-        number, cells = table.rows.pop()
+    for number, cells in _conversations(table, bad) if task.chat else table.rows:
         if all(cells.get(column) == column for column in task.columns):
             headers.append(number)
-        texts = {column: cell_text(cells.get(column)) for column in columns}
-        wrong = {repr(column): fault for column, (_, fault) in texts.items() if fault and column in task.columns
-                 and not (fault == "empty" and column in task.optional_columns)}
+        texts = {column: cell_text(cells.get(column)) for column in task.columns}
+        wrong = {repr(column): fault for column, (_, fault) in texts.items()
+                 if fault and not (fault == "empty" and column in task.optional_columns)}
         if optional and all(wrong.get(column) == "empty" for column in optional):
             wrong = {prompt: "empty", **{column: fault for column, fault in wrong.items() if column not in optional}}
         for column, fault in wrong.items():
             bad.setdefault((column, fault), []).append(number)
-        row = {column: text for column, (text, _) in texts.items()}
-        placed.append(_Placed(row, tuple(row[column] for column in task.columns), table.label, number))
+        others = tuple(cell_text(cells.get(column))[0] for column in further) if cells.keys() & further else ()
+        placed.append(_Placed(tuple(text for text, _ in texts.values()), others, file, number))
+    file.there = tuple(column for column in further if column in table.columns)
+    if (placed or bad) and (missing := _missing(task, table)):
+        faults.append(missing)
+        return []
     if headers:
         notes.append(f"{table.label}: the header stands again as {numbered(headers)}")
     for (column, fault), numbers in bad.items():
@@ -178,22 +174,26 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
     return placed
 
 
-def _as_cells(table: Table, faults: list[str]) -> Table:
-    """A table of conversations as one of cells; what is wrong with its turns goes into `faults`."""
-    column = next((name for name in CONVERSATIONS if name in table.columns), None)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    bad: dict[str, list[int]] = {}
-    if column is None and table.rows:
-        faults.append(f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: "
-                      f"{', '.join(map(repr, table.columns))}); name it so, or write a prompt into a TASK.yaml")
-    for number, cells in table.rows if column else ():
+def _conversations(table: Table, bad: dict[tuple[str, str], list[int]]) -> Iterator[NumberedRow]:
+    """The rows of a table of conversations as cells; those whose turns are wrong go into `bad` by what is wrong."""
+    for number, cells in table.rows:
+        column = next((name for name in CONVERSATIONS if name in cells), CONVERSATIONS[0])
         try:
-            rows.append((number, {**cells, **chat_cells(cells.get(str(column)))}))
+            yield number, {**cells, **chat_cells(cells.get(column))}
         except ValueError as fault:
-            bad.setdefault(str(fault), []).append(number)
-    faults += [f"{table.label}: column {column!r}: {fault} in {numbered(numbers)}; mend or delete them"
-               for fault, numbers in bad.items()]
-    return Table(table.label, (*table.columns, "messages", "answer"), rows)
+            bad.setdefault((repr(column), str(fault)), []).append(number)
+
+
+def _missing(task: Task, table: Table) -> str | None:
+    """What a table lacks that the task needs, or None."""
+    there = ", ".join(map(repr, table.columns))
+    if task.chat:
+        return None if any(name in table.columns for name in CONVERSATIONS) else (
+            f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: {there}); name it so, or write "
+            "a prompt into a TASK.yaml")
+    lacks = [column for column in task.columns if column not in (*table.columns, *task.optional_columns)]
+    return (f"{table.label}: no column {', '.join(map(repr, lacks))} (there: {there}; task {task.name} needs "
+            f"{', '.join(map(repr, task.columns))}); rename them, or describe yours in a TASK.yaml") if lacks else None
 
 
 def held_out_rows(distinct: int) -> int:
@@ -228,13 +228,13 @@ def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], hold
     return tuple(lacking)
 
 
-def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes: list[str]) -> None:
+def _compare(rows: _Splits, asking: int, files: list[str], faults: list[str], notes: list[str]) -> None:
     """Finds rows that stand twice, in one split or in two, and ids that stand for different rows.
 
     Args:
         rows: by split.
         asking: how many columns of a row's key, from its front, are the prompt's.
-        found: where the rows are from.
+        files: whose rows they are.
         faults, notes: what is wrong or odd goes there.
     """
     places = {split: {placed.key: placed for placed in reversed(rows[split])} for split in SPLITS}
@@ -242,16 +242,16 @@ def _compare(rows: _Splits, asking: int, found: Found, faults: list[str], notes:
         if again := [placed for placed in rows[split] if places[split][placed.key] is not placed]:
             notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({_pairs(again, places[split], 3)})")
         ids: dict[str, tuple[str, ...]] = {}
-        named = [(placed.row["id"], placed.key) for placed in rows[split] if placed.row.get("id")]
-        if names := list(dict.fromkeys(name for name, key in named if ids.setdefault(name, key) != key)):
+        named = ((placed.row.get("id"), placed.key) for placed in rows[split] if "id" in placed.file.named)
+        if names := list(dict.fromkeys(name for name, key in named if name and ids.setdefault(name, key) != key)):
             notes.append(f"{split}: {len(names):,} ids stand for different rows ({', '.join(names[:3])})")
     shared: dict[tuple[str, str], list[_Placed]] = {}
     for pair in combinations(SPLITS, 2):
         small, large = sorted(pair, key=lambda split: len(rows[split]))
         shared[small, large] = [placed for placed in rows[small] if placed.key in places[large]]
     advice = "delete them from one of the two"
-    if [split_of(file) for file in found.digests].count("train") == 1 < len(found.digests):
-        train = next(file for file in found.digests if split_of(file) == "train")
+    if [split_of(file) for file in files].count("train") == 1 < len(files):
+        train = next(file for file in files if split_of(file) == "train")
         advice += f", or give --data {train} alone: rows for the others are held out of it"
     refused = any("train" in pair and len(both) > _ODD * len(rows[pair[0]]) for pair, both in shared.items())
     for (small, large), both in shared.items():
@@ -269,7 +269,7 @@ def _pairs(twice: Iterable[_Placed], others: Mapping[tuple[str, ...], _Placed], 
     found: dict[tuple[str, str], list[list[int]]] = {}  # files -> first row in one, first row in the other, how many
     for one in twice:
         other = others[one.key]
-        runs = found.setdefault((one.file, other.file), [])
+        runs = found.setdefault((one.file.label, other.file.label), [])
         if runs and one.number - runs[-1][0] == other.number - runs[-1][1] == runs[-1][2]:
             runs[-1][2] += 1
         else:

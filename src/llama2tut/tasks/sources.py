@@ -1,22 +1,21 @@
 """Where rows are: a folder, a file, a hub id, save_to_disk, the hub's cache, corpus.7z; which file is which split."""
 
 import glob
-import gzip
 import hashlib
 import io
 import os
 import re
-import zlib
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from llama2tut import hub
 from llama2tut.errors import DataError, UserError, foreign, ran_out, reason
-from llama2tut.files import read_input
+from llama2tut.files import open_input, read_input
 from llama2tut.resources import shipped
-from llama2tut.tasks.readers import ARCHIVE_LIMIT, READERS, Reading, Table, kind, read_table, with_class_names
+from llama2tut.tables.archives import unpack, unzipped
+from llama2tut.tables.reading import READERS, kind, read_table
+from llama2tut.tables.table import Reading, Table, with_class_names
 from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")
@@ -26,19 +25,28 @@ _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
 _SAMPLES = ("dialogues", "dialogues-zh")  # ship with llama2tut
 _SUFFIXES = (*READERS, ".7z")
 _MOST_COLUMNS = 10_000
-GZ_LIMIT = 4 * 2**30  # bytes that a .gz may unpack to
+Taken = TypeVar("Taken")
+Take = Callable[[Table], list[Taken]]  # draws the rows of a table while its file is open
 
 
-class Found(NamedTuple):
-    """What a source holds: its name for people, its tables by split, and file -> sha256 or hub id -> revision."""
+class Found(NamedTuple, Generic[Taken]):
+    """What a source holds.
+
+    Attributes:
+        source: its name for people.
+        rows: each of `SPLITS` -> what was taken of its tables, in order.
+        columns: the names of the columns of all tables.
+        digests: file -> sha256 of its bytes; for the hub, id -> revision.
+    """
 
     source: str
-    tables: dict[str, list[Table]]  # not yet checked
+    rows: dict[str, list[Taken]]
+    columns: list[str]
     digests: dict[str, str]
 
 
-def find(task: Task, data: str | None) -> Found:
-    """The tables of `data`, or else of the task's own source.
+def find(task: Task, data: str | None, take: Take[Taken]) -> Found[Taken]:
+    """What `take` makes of the tables of `data`, or else of the task's own source.
 
     Raises:
         DataError: nothing there, or not readable.
@@ -50,20 +58,20 @@ def find(task: Task, data: str | None) -> Found:
     path = shipped(f"data/{name}") if name in _SAMPLES else Path(os.path.expanduser(name))
     reading = Reading(task.encoding, task.sheet)
     if os.path.isdir(path):
-        return _folder(path, name.rstrip("/") or name, reading)
+        return _folder(path, name.rstrip("/") or name, reading, take)
     if os.path.isfile(path):
-        return _files(f"file {name}", {name: path}, reading)
+        return _files(f"file {name}", {name: path}, reading, take)
     if matching := sorted(filter(os.path.isfile, glob.glob(str(path)))):
-        return _files(f"files {name}", {each: Path(each) for each in matching}, reading, together=True)
+        return _files(f"files {name}", {each: Path(each) for each in matching}, reading, take, together=True)
     if name.rstrip("/") == ARITHMETIC.default_data:
         raise DataError(f"--data: {name}: no such folder; make it with llama2tut gen-arithmetic")
     if _HUB_ID.fullmatch(name) and kind(name) not in _SUFFIXES and not os.path.isdir(path.parts[0]):
-        return _hub(name, reading)
+        return _hub(name, reading, take)
     raise DataError(f"--data: {name}: no such file or folder; mend it, or name a hub id (org/name), `dialogues` or "
                     "`dialogues-zh`")
 
 
-def _hub(name: str, reading: Reading) -> Found:
+def _hub(name: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
     if name.lower() in _SCRIPTED:
         raise DataError(f"--data: {name} is a script data set, which can no longer be loaded; use --data "
                         f"{_SCRIPTED[name.lower()]}, or its authors' corpus.7z")
@@ -79,7 +87,7 @@ def _hub(name: str, reading: Reading) -> Found:
         why, advice = reason(error), "name a local copy"
         if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in why:  # or it answers nonsense
             if os.path.isdir(cached / "snapshots"):
-                return _folder(cached, name, reading)
+                return _folder(cached, name, reading, take)
             why = away or "it cannot be reached"
             advice = (f"{'unset HF_HUB_OFFLINE' if why == hub.SWITCHED_OFF else 'go online'}, {advice}, or try "
                       f"--data {_SAMPLES[0]}, which ships with llama2tut")
@@ -96,20 +104,22 @@ def _hub(name: str, reading: Reading) -> Found:
     # The cache names a data set's folder, and its downloads, after the hub's commit.
     traces = [*(file["filename"] for file in first.cache_files), *(first.info.download_checksums or ())]
     revision = next(iter(re.findall(r"\b[0-9a-f]{40}\b", " ".join(traces))), first._fingerprint)
-    return Found(f"{name} (hub, revision {revision[:7]})", _part_tables(name, loaded), {name: revision})
+    return _parts(f"{name} (hub, revision {revision[:7]})", name, loaded, {name: revision}, take)
 
 
-def _part_tables(label: str, parts: dict[str, Any]) -> dict[str, list[Table]]:
-    """The tables of a DatasetDict, by split; a lone one without a split in its name is train."""
+def _parts(source: str, label: str, parts: dict[str, Any], digests: dict[str, str], take: Take[Taken]) -> Found[Taken]:
+    """What is taken of a DatasetDict; a lone part without a split in its name is train."""
     groups = _by_split(label, parts) or ({"train": list(parts)} if len(parts) == 1 else {})
 
     def table(name: str) -> Table:
         part = parts[name]
         names = {column: feature.names for column, feature in part.features.items() if hasattr(feature, "names")}
-        return with_class_names(Table(f"{label} {name}", tuple(part.column_names), list(enumerate(part.to_list(), 1))),
-                                names)
+        columns = dict.fromkeys(part.column_names)
+        return with_class_names(Table(f"{label} {name}", columns, enumerate(part.to_list(), 1)), names)
 
-    return {split: [table(name) for name in names] for split, names in groups.items()}
+    rows = {split: [row for name in groups.get(split, ()) for row in take(table(name))] for split in SPLITS}
+    columns = {column for names in groups.values() for name in names for column in parts[name].column_names}
+    return Found(source, rows, sorted(columns), digests)
 
 
 def split_of(file: str) -> str:
@@ -118,7 +128,7 @@ def split_of(file: str) -> str:
     return next((_WORDS[word] for word in words if word in _WORDS), "train")
 
 
-def _folder(path: Path, label: str, reading: Reading) -> Found:
+def _folder(path: Path, label: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
     source = f"folder {label}"
     if os.path.isdir(path / "snapshots"):  # the layout of the hub's cache; refs/main names the newest download
         main = path / "refs" / "main"
@@ -129,7 +139,7 @@ def _folder(path: Path, label: str, reading: Reading) -> Found:
         path = revisions[-1]
         source = f"{source}, revision {path.name[:7]}"
     if any(os.path.isfile(path / name) for name in ("dataset_dict.json", "state.json")):
-        return _saved(path, label)
+        return _saved(path, label, take)
     inside = {f"{label}/{file.relative_to(path).as_posix()}": file
               for place in (path, path / "data") if os.path.isdir(place) for file in place.iterdir()
               if kind(file.name) in _SUFFIXES and not file.is_dir()
@@ -139,10 +149,10 @@ def _folder(path: Path, label: str, reading: Reading) -> Found:
         raise DataError(f"{source}: its rows are in folders ({', '.join(folders[:10])}); name one, as "
                         f"--data {path / folders[0]}")
     top = {name: file for name, file in inside.items() if file.parent == path}
-    return _files(source, top if _by_split(source, top) else inside, reading)
+    return _files(source, top if _by_split(source, top) else inside, reading, take)
 
 
-def _saved(path: Path, label: str) -> Found:
+def _saved(path: Path, label: str, take: Take[Taken]) -> Found[Taken]:
     import datasets
 
     if odd := [file for file in path.rglob("*") if file.exists() and not file.is_file() and not file.is_dir()]:
@@ -151,14 +161,20 @@ def _saved(path: Path, label: str) -> Found:
         loaded: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets lets through whatever json, pyarrow and the file system raise
         raise DataError(f"folder {label}: datasets cannot load it ({reason(error)}); save it again") from error
-    digests = {f"{label}/{file.relative_to(path).as_posix()}": hashlib.sha256(file.read_bytes()).hexdigest()
+    digests = {f"{label}/{file.relative_to(path).as_posix()}": _digest(file)
                for file in sorted(path.rglob("*.arrow"))}
-    tables = _part_tables(label, loaded if isinstance(loaded, dict) else {str(loaded.split): loaded})
-    return Found(f"folder {label} (save_to_disk)", tables, digests)
+    parts = loaded if isinstance(loaded, dict) else {str(loaded.split): loaded}
+    return _parts(f"folder {label} (save_to_disk)", label, parts, digests, take)
 
 
-def _files(source: str, files: dict[str, Path], reading: Reading, *, together: bool = False) -> Found:
-    """The tables of `files` (label -> path): those with a split in their names, else one archive, else one file.
+def _digest(path: Path) -> str:
+    with open_input(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(source: str, files: dict[str, Path], reading: Reading, take: Take[Taken], *,
+           together: bool = False) -> Found[Taken]:
+    """What is taken of `files` (label -> path): those with a split in their names, else one archive, else one file.
 
     Files that are to be read `together` need no split in their names, and may have several of one split.
     """
@@ -171,82 +187,46 @@ def _files(source: str, files: dict[str, Path], reading: Reading, *, together: b
         groups = _by_split(source, [name for name in files if name not in archives])
     if not groups and len(archives or files) == 1:
         groups = {"train": archives or list(files)}
-    contents = {name: read_input(files[name]) for names in groups.values() for name in names}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents: dict[str, Path | bytes] = {name: files[name] for names in groups.values() for name in names}
+    digests = {name: _digest(files[name]) for name in contents}
     for name in [name for name in contents if name in archives]:
-        contents = {f"{name}/{member}": content for member, content in unpack(name, contents[name]).items()}
+        contents = {f"{name}/{member}": content for member, content in unpack(name, read_input(files[name])).items()}
         groups = _by_split(source, contents)
     if not groups:
         there = ", ".join(sorted(contents or files)) or "none"
         raise DataError(f"{source}: no csv, json, jsonl or parquet file with train, validation (val, dev) or test in "
                         f"its name (there: {there}); rename them, or name one file with --data")
     count, kinds = len(contents), "/".join(sorted({kind(name)[1:] for name in contents}))
-    wanted = dict.fromkeys(name for names in groups.values() for name in names)
-    # Each file's bytes are let go as soon as its rows are there.
-    read = {name: _read(name, contents.pop(name), reading) for name in wanted}
-    tables = {split: [replace(read[name], rows=[*read[name].rows]) for name in names]
-              for split, names in groups.items()}  # a name may have the words of two splits
-    how = dict.fromkeys(said for group in tables.values() for table in group for said in table.how if said)
+    wanted = dict.fromkeys(name for split in SPLITS for name in groups.get(split, ()))  # a name may be of two splits
+    read = {name: _read(name, contents.pop(name), reading, take) for name in wanted}
+    rows = {split: [row for name in groups.get(split, ()) for row in read[name][0]] for split in SPLITS}
+    how = dict.fromkeys(said for _, table in read.values() for said in table.how if said)
     said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
-    return Found(f"{source} ({', '.join(said)})" if said else source, tables, digests)
+    columns = sorted({column for _, table in read.values() for column in table.columns})
+    return Found(f"{source} ({', '.join(said)})" if said else source, rows, columns, digests)
 
 
-def _unzipped(label: str, data: bytes) -> bytes:
-    """The contents of a `.gz`, or of any other file."""
-    if not label.lower().endswith(".gz"):
-        return data
+def _read(label: str, content: Path | bytes, reading: Reading, take: Take[Taken]) -> tuple[list[Taken], Table]:
+    """What is made of the table in a file, whatever its reader runs into."""
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            content = file.read(GZ_LIMIT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{label}: not a readable .gz file ({reason(error)}); download it again") from None
-    if len(content) > GZ_LIMIT:
-        raise DataError(f"{label}: unpacks to more than {GZ_LIMIT // 2**30} GiB; unpack it yourself")
-    return content
-
-
-def _read(label: str, data: bytes, reading: Reading) -> Table:
-    """The table in a file, whatever its reader runs into."""
-    try:
-        table = read_table(label, _unzipped(label, data), reading)
+        with open_input(content) if isinstance(content, Path) else io.BytesIO(content) as file:
+            table = read_table(label, unzipped(label, file), reading)
+            _check_width(table)
+            taken = take(table)
     except UserError:
         raise
     except Exception as error:
         if ran_out(error) or not foreign(error):
             raise
         raise DataError(f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); write it again") from error
+    _check_width(table)  # of json it is known now
+    return taken, table
+
+
+def _check_width(table: Table) -> None:
     if len(table.columns) > _MOST_COLUMNS:
-        raise DataError(f"{label}: {len(table.columns):,} columns; leave those of the task, {_MOST_COLUMNS:,} at most")
-    return table
-
-
-def unpack(label: str, data: bytes) -> dict[str, bytes]:
-    """The data files of a 7z archive, by their path in it; nothing is written to disk.
-
-    Raises:
-        DataError: not a 7z archive, damaged, encrypted, larger than `ARCHIVE_LIMIT`, or with a path that leaves it.
-    """
-    import py7zr
-    from py7zr.io import BytesIOFactory
-
-    factory: Any = BytesIOFactory(ARCHIVE_LIMIT)
-    try:
-        with py7zr.SevenZipFile(io.BytesIO(data)) as archive:
-            members = archive.list()
-            for name in (member.filename.replace("\\", "/") for member in members):
-                if ".." in name.split("/") or name.startswith("/") or name[1:2] == ":":
-                    raise DataError(f"{label}: its member {name!r} leaves the archive; use an archive that you trust")
-            # py7zr unpacks no more than the header declares, so the declared sizes bound the memory.
-            if sum(member.uncompressed for member in members) > ARCHIVE_LIMIT:
-                raise DataError(f"{label}: unpacks to more than {ARCHIVE_LIMIT // 2**20} MiB; unpack it yourself")
-            names = [member.filename for member in members if kind(member.filename) in READERS
-                     and not PurePosixPath(member.filename).name.startswith(".")]
-            archive.extract(targets=names, factory=factory)
-            return {name: factory.get(name).read() for name in names}
-    except DataError:
-        raise
-    except Exception as error:  # a damaged archive surfaces as whatever its decoder raises, struct.error to LZMAError
-        raise DataError(f"{label}: not a readable 7z archive ({reason(error)}); download it again") from error
+        raise DataError(f"{table.label}: {len(table.columns):,} columns; leave those of the task, {_MOST_COLUMNS:,} at "
+                        "most")
 
 
 def _by_split(source: str, names: Iterable[str]) -> dict[str, list[str]]:

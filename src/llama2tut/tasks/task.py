@@ -17,9 +17,6 @@ from unicodedata import decimal
 
 Extractor = Callable[[str], str | None]
 _PLACEHOLDER = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
-
-
-CONVERSATIONS = ("messages", "conversations")  # the columns in which chat rows may be: OpenAI's and ShareGPT's names
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 

@@ -7,29 +7,26 @@ import subprocess
 import sys
 from decimal import Decimal
 
-import py7zr
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from llama2tut.errors import DataError
-from llama2tut.tasks import sources
-from llama2tut.tasks.readers import numbered, read_table
-from llama2tut.tasks.rows import cell_text
-from llama2tut.tasks.sources import unpack
+from llama2tut.tables import json_rows
+from llama2tut.tables.reading import read_table
+from llama2tut.tables.table import Reading, cell_text, numbered
+
+
+def table_of(name: str, data: bytes) -> tuple[tuple[str, ...], list[tuple[int, dict]]]:
+    """The columns and all rows of a file."""
+    table = read_table(name, io.BytesIO(data), Reading())
+    rows = list(table.rows)
+    return tuple(table.columns), rows
 
 
 def parquet_bytes(columns: dict) -> bytes:
     buffer = io.BytesIO()
     parquet.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
-
-
-def archive_bytes(members: dict[str, bytes], **settings) -> bytes:
-    buffer = io.BytesIO()
-    with py7zr.SevenZipFile(buffer, "w", **settings) as archive:
-        for name, content in members.items():
-            archive.writestr(content, name)
     return buffer.getvalue()
 
 
@@ -61,35 +58,35 @@ def test_rows_are_named_with_their_count():
 
 def test_csv_with_bom_crlf_quotes_emoji_and_blank_lines():
     data = '\ufeffa,b\r\n"x, ""y""\r\nz",😀\r\n\r\n-1,\u2028\r\n'.encode()
-    table = read_table("t.csv", data)
-    assert table.columns == ("a", "b")
-    assert table.rows == [(1, {"a": 'x, "y"\r\nz', "b": "😀"}), (2, {"a": "-1", "b": "\u2028"})]
+    columns, rows = table_of("t.csv", data)
+    assert columns == ("a", "b")
+    assert rows == [(1, {"a": 'x, "y"\r\nz', "b": "😀"}), (2, {"a": "-1", "b": "\u2028"})]
 
 
 def test_a_cell_of_ten_megabytes_passes_and_the_csv_limit_of_others_stays():
     before = csv.field_size_limit()
     long = "word " * 2_000_000
-    assert read_table("t.csv", f"a\n{long}\n".encode()).rows == [(1, {"a": long})]
+    assert table_of("t.csv", f"a\n{long}\n".encode())[1] == [(1, {"a": long})]
     assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.jsonl", "T.JSONL"])
 def test_one_object_a_line(name):
-    table = read_table(name, '\ufeff{"a": "x\u2028y", "n": 1.50}\r\n\n{"a": "z", "b": NaN}\n'.encode())
-    assert table.columns == ("a", "n", "b")
-    assert table.rows == [(1, {"a": "x\u2028y", "n": "1.50"}), (3, {"a": "z", "b": None})]
+    columns, rows = table_of(name, '\ufeff{"a": "x\u2028y", "n": 1.50}\r\n\n{"a": "z", "b": NaN}\n'.encode())
+    assert columns == ("a", "n", "b")
+    assert rows == [(1, {"a": "x\u2028y", "n": "1.50"}), (3, {"a": "z", "b": None})]
 
 
 def test_json_numbers_stay_the_text_they_are_written_as():
     digits = "9" * 5000
-    table = read_table("t.json", f'[{{"a": {digits}}}, {{"a": -0}}, {{"a": 1e3}}]'.encode())
-    assert [row["a"] for _, row in table.rows] == [digits, "-0", "1e3"]
+    _, rows = table_of("t.json", f'[{{"a": {digits}}}, {{"a": -0}}, {{"a": 1e3}}]'.encode())
+    assert [row["a"] for _, row in rows] == [digits, "-0", "1e3"]
 
 
 def test_parquet_rows_and_whole_numbers_beside_a_gap():
-    table = read_table("t.parquet", parquet_bytes({"a": ["x", "😀"], "n": [40.0, None]}))
-    assert table.columns == ("a", "n")
-    assert table.rows == [(1, {"a": "x", "n": 40.0}), (2, {"a": "😀", "n": None})]
+    columns, rows = table_of("t.parquet", parquet_bytes({"a": ["x", "😀"], "n": [40.0, None]}))
+    assert columns == ("a", "n")
+    assert rows == [(1, {"a": "x", "n": 40.0}), (2, {"a": "😀", "n": None})]
 
 
 @pytest.mark.parametrize(("name", "data", "words"), [
@@ -113,51 +110,9 @@ def test_parquet_rows_and_whole_numbers_beside_a_gap():
 ])
 def test_malformed_files_are_named_with_their_place(name, data, words):
     with pytest.raises(DataError) as caught:
-        read_table(name, data)
+        table_of(name, data)
     assert words in caught.value.faults[0]
     assert ";" in caught.value.faults[0]  # and what to do about it
-
-
-def test_an_archive_gives_its_data_files_only():
-    data = archive_bytes({"train.json": b"[1]", "deep/val.json": b"[2]", "licence.txt": b"no"})
-    assert unpack("corpus.7z", data) == {"train.json": b"[1]", "deep/val.json": b"[2]"}
-
-
-@pytest.mark.parametrize("name", ["../train.json", "/etc/train.json", "a/../../train.json", "C:\\train.json",
-                                  "..\\train.json"])
-def test_an_archive_with_a_path_that_leaves_it_is_refused(name, monkeypatch):
-    # py7zr would not write such a name, so its own guards are off while the archive is made.
-    monkeypatch.setattr(py7zr.SevenZipFile, "_sanitize_archive_arcname", staticmethod(str))
-    monkeypatch.setattr(py7zr.py7zr, "check_archive_path", lambda name: True)
-    data = archive_bytes({"val.json": b"[]", name: b"[]"})
-    with pytest.raises(DataError, match="leaves the archive"):
-        unpack("corpus.7z", data)
-
-
-def test_an_archive_may_not_unpack_without_bounds(monkeypatch):
-    monkeypatch.setattr(sources, "ARCHIVE_LIMIT", 2**20)
-    data = archive_bytes({"train.json": b" " * (2**20), "notes.txt": b"."})
-    assert len(data) < 2000
-    with pytest.raises(DataError, match="unpacks to more than 1 MiB"):
-        unpack("corpus.7z", data)
-
-
-@pytest.mark.parametrize("data", [
-    b"not a 7z file at all",
-    archive_bytes({"train.json": b"[]"})[:60],
-    archive_bytes({"train.json": b"[]"}, password="secret", header_encryption=True),
-    archive_bytes({"train.json": b"[]"}, password="secret"),
-], ids=["no archive", "cut short", "encrypted names", "encrypted"])  # an archive's bytes hold the time of day
-def test_a_damaged_or_encrypted_archive_is_refused(data):
-    with pytest.raises(DataError, match=r"corpus\.7z: not a readable 7z archive \(.+\); download it again"):
-        unpack("corpus.7z", data)
-
-
-def test_flipped_bytes_in_an_archive_are_noticed():
-    data = bytearray(archive_bytes({"train.json": json.dumps([{"a": "x" * 50}]).encode()}))
-    data[40] ^= 0xFF
-    with pytest.raises(DataError, match="not a readable 7z archive"):
-        unpack("corpus.7z", bytes(data))
 
 
 @pytest.mark.parametrize(("text", "encoding"), [
@@ -165,7 +120,7 @@ def test_flipped_bytes_in_an_archive_are_noticed():
     ("message,team\nno mark in front,returns\n", "utf-16le")])
 def test_the_encoding_is_guessed_with_the_line_that_mends_it(text, encoding):
     with pytest.raises(DataError, match=f"iconv -f {encoding} -t utf-8"):
-        read_table("rows.csv", text.encode(encoding))
+        table_of("rows.csv", text.encode(encoding))
 
 
 def test_csv_and_json_need_nothing_heavy(tmp_path):
@@ -181,11 +136,52 @@ def test_csv_and_json_need_nothing_heavy(tmp_path):
 
 
 def test_empty_columns_at_the_right_end_of_a_csv_are_none():
-    table = read_table("a.csv", b"a,b,,\n1,2,,\n3,4,, \n")
-    assert table.columns == ("a", "b")
-    assert table.rows == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
-    assert read_table("a.csv", b"a,b\n1,2,\n3,4,\n").rows == table.rows
+    columns, rows = table_of("a.csv", b"a,b,,\n1,2,,\n3,4,, \n")
+    assert columns == ("a", "b")
+    assert rows == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
+    assert table_of("a.csv", b"a,b\n1,2,\n3,4,\n")[1] == rows
     with pytest.raises(DataError, match="row 1: 3 cells under 2 columns"):
-        read_table("a.csv", b"a,b\n1,2,3\n")
-    with pytest.raises(DataError, match="two columns are called ''"):
-        read_table("a.csv", b"a,b,,\n1,2,x,\n")
+        table_of("a.csv", b"a,b\n1,2,3\n")
+    with pytest.raises(DataError, match="row 2: 4 cells under 2 columns"):
+        table_of("a.csv", b"a,b,,\n1,2,,\n1,2,x,\n")
+    assert table_of("a.csv", b"a,b,\n1,2,x\n3,4,\n")[1] == rows  # as a column that no task names
+
+
+JSON_TEXTS = (
+    '[{"a": "x\\u00e9\\n"}, {"a": 12.50},\n {"a": true, "b": [1, {"c": null}]} ]', "[ ]", '[{"a": "x"}, 12, 345]',
+    '{"a": "x"}\n\n{"a": -1e3}\n{"a": "y"}\n', '{\n "a": "1"\n}\n{\n "a": "2"\n}',
+    '{"v": 1, "data": [{"a": "x"}, {"a": "y"}]}',
+    # What is wrong with these is said alike, too.
+    '[{"a": "x"}, {"a": }]', '[{"a": 1}\n', '[{"a": 1}] x', "[1,]", '{"a": 1}\n{"a": "x\n',
+    '{"a": 1}\n{"a": fals}\n{"a": 2}', '{"a": "\\u12"}')
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+def test_json_is_the_same_wherever_it_is_cut_to_be_read(monkeypatch, text):
+    def found():
+        try:
+            return table_of("t.json", text.encode())
+        except DataError as error:
+            return str(error)
+
+    whole = found()
+    for size in range(1, len(text)):
+        monkeypatch.setattr(json_rows, "_CHUNK", size)
+        assert found() == whole
+
+
+@pytest.mark.parametrize(("data", "place"), [
+    ("ab\ncdé".encode() + b"\xff\n", "line 2: a byte that is not UTF-8 (0xff at offset 7)"),
+    (b"ab\n\n\xe5\x8c", "line 3: a byte that is not UTF-8 (0xe5 at offset 4)"),
+    ("é\né".encode() + b"\0", "line 2: a NUL byte (0x00 at offset 5)")])
+def test_what_is_no_text_is_placed_wherever_the_file_is_cut_to_be_read(monkeypatch, data, place):
+    for size in range(1, len(data) + 1):
+        monkeypatch.setattr("llama2tut.tables.text._CHUNK", size)
+        with pytest.raises(DataError) as caught:
+            table_of("t.csv", data)
+        assert place in str(caught.value)
+
+
+def test_numbers_of_json_rows_are_lines_where_one_object_follows_another():
+    assert [number for number, _ in table_of("t.jsonl", b'{\n"a": 1\n}\n\n{"a": 2}')[1]] == [1, 5]
+    assert [number for number, _ in table_of("t.json", b'[{\n"a": 1\n},\n\n{"a": 2}]')[1]] == [1, 2]

@@ -1,0 +1,1 @@
+"""Data files as tables, whatever program wrote them."""
