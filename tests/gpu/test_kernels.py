@@ -1,4 +1,4 @@
-"""The rotary embedding that Liger's kernel is given, against transformers' own."""
+"""What replaces transformers' own: the rotary embedding that Liger's kernel is given, a CPU's attention in bf16."""
 
 import pytest
 
@@ -73,3 +73,35 @@ def test_ligers_kernel_turns_a_batch_as_transformers_does(inputs):
     expected = turned_plainly(q, k, cos, sin)
     for found, right in zip(as_one_row(liger_rotary_pos_emb)(q.clone(), k.clone(), cos, sin), expected, strict=True):
         assert torch.allclose(found, right, atol=1e-5)
+
+
+def test_bf16_on_a_cpu_is_no_further_from_float32_than_pefts_own(toy_model_dir):
+    import copy
+    from types import SimpleNamespace
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    from llama2tut.gpu.cuda_graphs import autocast_decoder
+    from llama2tut.gpu.kernels import prepare
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM.from_pretrained(toy_model_dir, dtype=torch.bfloat16, use_cache=False)
+    plain = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    for name, weight in plain.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    exact, ours = copy.deepcopy(plain).float(), copy.deepcopy(plain)
+    autocast_decoder(plain.get_base_model().model, torch.bfloat16)
+    prepare(ours, SimpleNamespace(gradient_checkpointing=False, precision="bf16", cuda_graphs=False, liger=False,
+                                  device="cpu", request=SimpleNamespace(lora_dropout=0)))
+    ids, mask = torch.randint(3, 260, (4, 24)), torch.ones(4, 24, dtype=torch.long)
+    mask[1, 15:] = mask[2, 7:] = 0
+
+    def gradients(model):
+        model(input_ids=ids, attention_mask=mask, labels=ids.where(mask == 1, -100)).loss.backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
+
+    right = gradients(exact)
+    assert (gradients(ours) - right).norm() < 1.1 * (gradients(plain) - right).norm()

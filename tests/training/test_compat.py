@@ -86,13 +86,24 @@ def test_the_callback_gets_the_wrapped_model(upstream, toy_model_dir):
     assert upstream.get_peft_model is importlib.import_module("peft").get_peft_model
 
 
+def run_to_the_optimizer(upstream, model_dir, data_dir, output_dir, monkeypatch, optimizer, **options):
+    """Runs upstream's main until it makes its optimizer, in whose place `optimizer` is called."""
+    import llama2tut.datasets as hooks
+
+    monkeypatch.setattr(upstream.optim, "AdamW", optimizer)
+    with compat.llama_from_pretrained(torch.float32, "sdpa", "cpu"), pytest.raises(InterruptedError):
+        upstream.main(model_name=str(model_dir), use_peft=True, peft_method="lora", output_dir=str(output_dir),
+                      dataset="custom_dataset", batching_strategy="padding", batch_size_training=4, val_batch_size=1,
+                      num_workers_dataloader=0, **options,
+                      **{"custom_dataset.file": f"{hooks.__file__}:get_preprocessed_arithmetic",
+                         "custom_dataset.data_path": str(data_dir)})
+
+
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="upstream takes neither a callback nor a loaded model")
 def test_upstream_hands_out_the_wrapped_model_before_it_makes_the_optimizer(
         upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
     """A function under any name that it may come to have, a model that is loaded, or PEFT's own preparation."""
     from transformers import LlamaForCausalLM
-
-    import llama2tut.datasets as hooks
 
     handed_out, model = [], LlamaForCausalLM.from_pretrained(toy_model_dir)
 
@@ -100,16 +111,37 @@ def test_upstream_hands_out_the_wrapped_model_before_it_makes_the_optimizer(
         handed_out.extend(["model"] * (next(iter(parameters)) is next(model.parameters())))
         raise InterruptedError
 
-    monkeypatch.setattr(upstream.optim, "AdamW", optimizer)
     monkeypatch.setattr("peft.prepare_model_for_kbit_training", handed_out.append)
     names = ("callback", "callbacks", "on_model", "model_callback", "model_hook", "prepare_model")
-    with compat.llama_from_pretrained(torch.float32, "sdpa", "cpu"), pytest.raises(InterruptedError):
-        upstream.main(model_name=str(toy_model_dir), use_peft=True, peft_method="lora", output_dir=str(tmp_path),
-                      dataset="custom_dataset", batching_strategy="padding", batch_size_training=4, val_batch_size=1,
-                      num_workers_dataloader=0, model=model, **dict.fromkeys(names, handed_out.append),
-                      **{"custom_dataset.file": f"{hooks.__file__}:get_preprocessed_arithmetic",
-                         "custom_dataset.data_path": str(arithmetic_dir)})
+    run_to_the_optimizer(upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch, optimizer, model=model,
+                         **dict.fromkeys(names, handed_out.append))
     assert handed_out
+
+
+# fused_adamw
+
+def test_the_optimizer_is_fused_and_holds_what_is_trained_alone(upstream):
+    frozen = torch.nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)  # packed 4-bit weights
+    trained = torch.nn.Parameter(torch.ones(2))
+    with compat.fused_adamw():
+        optimizer = upstream.optim.AdamW(iter([frozen, trained]), lr=0.5, weight_decay=0.0)
+    (group,) = optimizer.param_groups
+    assert (group["fused"], group["lr"], group["params"]) == (True, 0.5, [trained])
+    trained.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    assert trained.tolist() == pytest.approx([0.5, 1.5])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="upstream's optimizer takes one tensor after another")
+def test_upstream_makes_its_optimizer_fused(upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
+    asked = {}
+
+    def optimizer(_, **options):
+        asked.update(options)
+        raise InterruptedError
+
+    run_to_the_optimizer(upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch, optimizer)
+    assert asked.get("fused")
 
 
 # quiet_memory_trace

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from llama2tut.config.upstream_fields import INSTALL
@@ -49,6 +50,7 @@ def mended(callbacks: Callbacks) -> Iterator[None]:
         stack.enter_context(llama_from_pretrained(callbacks.dtype, callbacks.attention, callbacks.device,
                                                   callbacks.sharded))
         stack.enter_context(get_peft_model(callbacks.on_model, callbacks.lora))
+        stack.enter_context(fused_adamw())
         stack.enter_context(quiet_memory_trace())
         stack.enter_context(device_aware_evaluation(callbacks.evaluate))
         stack.enter_context(batch_sequence(callbacks.batches))
@@ -126,6 +128,23 @@ def get_peft_model(on_model: Callable[[Any], None], lora: Mapping[str, Any]) -> 
         return wrapped
 
     with _replaced("llama_cookbook.finetuning", "get_peft_model", wrap):
+        yield
+
+
+@contextlib.contextmanager
+def fused_adamw() -> Iterator[None]:
+    """`llama_cookbook/finetuning.py` makes an AdamW that goes through the adapter's tensors one operation at a time.
+
+    Measured: 89 ms a step for SmolLM2's 420 tensors on two CPU cores, 23 ms fused. It is also given the frozen weights,
+    among which packed 4-bit ones are not floating-point, as the fused kernel asks.
+    Remove when: upstream passes `fused=True` and the trained parameters alone.
+    """
+    import torch
+
+    def adamw(parameters: Any, **options: Any) -> Any:
+        return torch.optim.AdamW([weight for weight in parameters if weight.requires_grad], fused=True, **options)
+
+    with _replaced("llama_cookbook.finetuning", "optim", SimpleNamespace(AdamW=adamw)):
         yield
 
 
