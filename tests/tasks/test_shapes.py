@@ -3,12 +3,12 @@
 import gzip
 import io
 import json
-import shutil
-import subprocess
 import tracemalloc
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+import openpyxl
 import pandas
 import pytest
 
@@ -17,13 +17,14 @@ from llama2tut.tables import archives
 from llama2tut.tables.reading import read_table
 from llama2tut.tables.table import Reading
 from llama2tut.tasks.rows import describe, load_rows
-from llama2tut.tasks.task import ALPACA, SAMSUM
+from llama2tut.tasks.task import ALPACA, CHAT, SAMSUM
 from llama2tut.tasks.task_files import load_task
 
 TASK = replace(SAMSUM, name="mails", prompt="{customer message}\n", target="team", reference="team", shorten=None)
 TEXTS = ("Où est mon colis, s'il vous plaît; vite?", 'He said "wait, no"', "Zwei\nZeilen\tmit Tabulator", "£5 – naïve")
 ROWS = [{"customer message": f"{n}: {TEXTS[n % 4]}", "team": "billing;tax" if n % 3 else "delivery"} for n in range(60)]
 FRAME = pandas.DataFrame(ROWS)
+MADE = Path(__file__).parents[1] / "data/rows"  # the same rows, by programs that its README.md names
 
 
 def read(path, task=TASK) -> tuple[list[dict[str, str]], str]:
@@ -32,13 +33,6 @@ def read(path, task=TASK) -> tuple[list[dict[str, str]], str]:
     rows = [*found.train, *found.validation, *found.test]
     first = task.prompt_columns[0]
     return sorted(rows, key=lambda row: int(row[first].split(":")[0])), describe(found).split(": ", 1)[1].split(": ")[0]
-
-
-def filtered(command: list[str], path: Path, target: Path) -> Path:
-    if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is not installed")
-    target.write_bytes(subprocess.run([*command, path], capture_output=True, check=True).stdout)
-    return target
 
 
 @pytest.mark.parametrize(("name", "options", "how"), [
@@ -61,26 +55,62 @@ def test_json_as_pandas_writes_it(tmp_path, name, options):
     assert read(tmp_path / name) == (ROWS, f"file {tmp_path / name}")
 
 
-def test_json_as_jq_prints_it(tmp_path):
-    FRAME.to_json(tmp_path / "rows.json", orient="records")
-    pretty = filtered(["jq", ".[]"], tmp_path / "rows.json", tmp_path / "pretty.jsonl")
-    assert pretty.read_text().count("\n") == 240
-    assert read(pretty)[0] == ROWS
-    wrapped = filtered(["jq", '{version: "1", data: .}'], tmp_path / "rows.json", tmp_path / "wrapped.json")
-    assert read(wrapped) == (ROWS, f"file {wrapped} (its list 'data')")
-    pretty.write_text(pretty.read_text() + '{"a": \n')
+def test_parquet_as_pandas_writes_it(tmp_path):
+    FRAME.to_parquet(tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == (ROWS, f"file {tmp_path}/rows.parquet")
+
+
+@pytest.mark.parametrize(("name", "encoding", "how"), [
+    ("libreoffice.xlsx", None, " (sheet rows)"), ("libreoffice-utf-16.csv", None, " (utf-16, cells parted by tabs)"),
+    ("libreoffice-windows-1252.csv", "cp1252", " (cp1252, cells parted by ;)"), ("jq-pretty.jsonl", None, ""),
+    ("jq-data.json", None, " (its list 'data')"), ("iconv-gb18030.csv", "gb18030", " (gb18030)"),
+    ("iconv-utf-16le.csv", "utf-16le", " (utf-16le)"), ("gzip.csv.gz", None, "")])
+def test_files_of_other_programs(name, encoding, how):
+    assert read(MADE / name, replace(TASK, encoding=encoding)) == (ROWS, f"file {MADE / name}{how}")
+    if encoding:
+        with pytest.raises(DataError, match=r"save the file as UTF-8; if it is .*iconv -f [a-z0-9-]+ -t utf-8"):
+            read(MADE / name)
+        with pytest.raises(DataError, match="a byte that is not ascii"):
+            read(MADE / name, replace(TASK, encoding="ascii"))
+
+
+@pytest.mark.parametrize("name", ["jq-messages.jsonl", "jq-sharegpt.json"])
+def test_conversations_as_jq_writes_them(name):
+    found = load_rows(CHAT, str(MADE / name), seed=42)
+    rows = {row["messages"]: row["answer"] for row in [*found.train, *found.validation, *found.test]}
+    assert rows == {json.dumps([{"role": "system", "content": "Name the team."},
+                                {"role": "user", "content": row["customer message"]}], ensure_ascii=False): row["team"]
+                    for row in ROWS}
+
+
+def test_instructions_as_jq_writes_them():
+    found = load_rows(ALPACA, str(MADE / "jq-alpaca.json"), seed=42)
+    rows = {row["input"]: (row["instruction"], row["output"]) for row in [*found.train, *found.validation, *found.test]}
+    assert rows == {row["customer message"]: ("Name the team.", row["team"]) for row in ROWS}
+
+
+def test_a_fault_behind_pretty_json_has_its_place(tmp_path):
+    pretty = (MADE / "jq-pretty.jsonl").read_text()
+    (tmp_path / "pretty.jsonl").write_text(pretty + '{"a": \n')
     with pytest.raises(DataError, match=r"pretty\.jsonl: line 241, column 6: Expecting value"):
-        read(pretty)
+        read(tmp_path / "pretty.jsonl")
 
 
-def test_text_as_iconv_writes_it(tmp_path):
-    FRAME.to_csv(tmp_path / "rows.csv", index=False)
-    western = filtered(["iconv", "-f", "UTF-8", "-t", "CP1252"], tmp_path / "rows.csv", tmp_path / "western.csv")
-    with pytest.raises(DataError, match=r"a byte that is not UTF-8 .* if it is cp1252, .*iconv -f cp1252"):
-        read(western)
-    assert read(western, replace(TASK, encoding="cp1252")) == (ROWS, f"file {western} (cp1252)")
-    with pytest.raises(DataError, match="a byte that is not ascii"):
-        read(western, replace(TASK, encoding="ascii"))
+def test_a_sheet_as_openpyxl_writes_it(tmp_path):
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["customer message", "team", None])
+    for number, team in enumerate([40, 1.5, "=1+1", date(2026, 1, 2), "billing"] * 12):
+        sheet.append([f"{number}: Hi", team])
+        sheet.append([])  # a row without anything is none
+    book.save(tmp_path / "rows.xlsx")
+    with pytest.raises(DataError, match=r"column 'team': empty in 12 rows \(3, 8, 13, …\)"):  # nothing was calculated
+        read(tmp_path / "rows.xlsx")
+    for row in sheet.iter_rows(min_row=2, min_col=2, max_col=2):
+        row[0].value = "2" if row[0].value == "=1+1" else row[0].value
+    book.save(tmp_path / "rows.xlsx")
+    teams = [row["team"] for row in read(tmp_path / "rows.xlsx")[0]]
+    assert teams == ["40", "1.5", "2", "2026-01-02", "billing"] * 12
 
 
 def test_an_excel_sheet(tmp_path):

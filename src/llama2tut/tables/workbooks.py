@@ -44,7 +44,8 @@ def _records(label: str, sheet: Any) -> Iterator[list[Any]]:
     try:
         for row in sheet.iter_rows(values_only=True):
             if any(cell is not None for cell in row):
-                yield ["" if cell is None else str(cell) if isinstance(cell, date | time) else cell for cell in row]
+                yield ["" if cell is None else cell if not isinstance(cell, date | time)
+                       else str(cell).removesuffix(" 00:00:00") for cell in row]  # a date is kept as its midnight
     except Exception as error:
         raise _unreadable(label, error) from error
 
