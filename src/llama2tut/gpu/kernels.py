@@ -62,8 +62,7 @@ def attend_in_float32(llama: Any) -> None:
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         with torch.autocast("cpu", enabled=False):
-            heads = (tensor.float() for tensor in (query, key, value))
-            output, weights = sdpa_attention_forward(module, *heads, mask, **options)
+            output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
         return output.to(query.dtype), weights
 
     AttentionInterface.register("sdpa_float32", attend)
