@@ -242,6 +242,15 @@ def test_a_missed_gate_is_not_lost_to_a_reader_who_has_seen_enough(compare, monk
     assert compare("--adapter", "outputs/one", "--fail-under", 1).code == 3
 
 
+def test_an_adapter_of_an_unfinished_run_is_told(compare, adapters, tmp_path):
+    shutil.copytree(adapters / "outputs" / "one", tmp_path / "half")
+    assert "--resume" not in compare("--adapter", tmp_path / "half", "--limit", 2).err
+    (tmp_path / "half" / "training.json").unlink()
+    outcome = compare("--adapter", tmp_path / "half", "--limit", 2)
+    assert outcome.code == 0
+    assert outcome.err.count(f"{tmp_path / 'half'} is what an unfinished run had best so far") == 1
+
+
 def test_another_base_model_of_the_same_name_is_told(compare, run_cli, toy_model_dir, arithmetic_dir, tmp_path,
                                                      monkeypatch):
     from safetensors.torch import load_file, save_file

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
-from llama2tut.config.runs import CONFIG_NAME
+from llama2tut.config.runs import CONFIG_NAME, SUMMARY_NAME
 from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
@@ -199,6 +199,9 @@ def _odd(adapter: Adapter, base_model: BaseModel, layers: int) -> Iterator[str]:
     if new := next(iter(adapter.renamed), None):
         yield (f"{adapter.path}: {len(adapter.renamed):,} tensors were saved from inside a wrapper; "
                f"{adapter.renamed[new]} is read as {new}")
+    if (adapter.path / CONFIG_NAME).exists() and not (adapter.path / SUMMARY_NAME).exists():
+        yield (f"{adapter.path} is what an unfinished run had best so far; finish it with `llama2tut finetune … "
+               "--resume`")
     was = str(adapter.digests.get(BASE_DIGEST, ""))
     now = base_model.digest if was else ""
     if was != now and was.partition(" ")[0] == now.partition(" ")[0]:  # a revision and weights cannot be compared
@@ -218,7 +221,7 @@ def newest_adapter(root: Path = Path("outputs")) -> Path:
                          "with --adapter")
 
     def finished(folder: Path) -> tuple[float, str]:
-        summary = folder / "training.json"
+        summary = folder / SUMMARY_NAME
         return (summary if summary.exists() else folder / "adapter_config.json").stat().st_mtime, str(folder)
 
     return max(found, key=finished)
