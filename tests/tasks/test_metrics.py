@@ -145,6 +145,19 @@ def test_rouge_reads_every_script():
     assert rouge(["한국어 문장"], ["한국어 글"])["rouge1"] == pytest.approx((50.0,))
 
 
+@pytest.mark.parametrize(("answer", "reference", "shared", "pairs", "in_order"), [
+    # Tokens in common, pairs of them in common, the longest common subsequence; each beside the counts of both texts.
+    ("小李明天去北京。", "小李后天去北京", (6, 7, 7), (4, 6, 6), (6, 7, 7)),  # pairs: 小李 天去 去北 北京
+    ("老师让学生交作业", "学生把作业交给老师", (7, 8, 9), (3, 7, 8), (4, 8, 9)),  # pairs: 学生 作业 老师; then 学生作业
+    # One token each: iphone, 2000, 3. Pairs: 3个 个iphone 2000元; then 他 买 3 个 iphone.
+    ("他买了3个iPhone，花了２０００元", "他花2000元买3个iPhone", (8, 10, 8), (3, 9, 7), (5, 10, 8)),
+    ("猫猫猫", "猫狗", (1, 3, 2), (0, 2, 1), (1, 3, 2))])
+def test_chinese_by_hand(answer, reference, shared, pairs, in_order):
+    found = rouge([answer], [reference])
+    assert {name: values[0] for name, values in found.items()} == pytest.approx(
+        {"rouge1": f_one(*shared), "rouge2": f_one(*pairs), "rougeL": f_one(*in_order)})
+
+
 @pytest.mark.parametrize(("completions", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])
 def test_rows_that_are_missing_are_not_scored(completions, references):
     with pytest.raises(ValueError, match="cannot be scored"):

@@ -216,6 +216,7 @@ def test_a_task_file_names_encoding_and_sheet(tmp_path):
     (tmp_path / "mails.yaml").write_text("prompt: '{customer message}'\ntarget: team\nencoding: cp1252\nsheet: Mails\n")
     task = load_task(str(tmp_path / "mails.yaml"))
     assert (task.encoding, task.sheet) == ("cp1252", "Mails")
-    (tmp_path / "mails.yaml").write_text("prompt: '{a}'\ntarget: b\nencoding: latin-99\n")
-    with pytest.raises(UsageError, match="there is no encoding latin-99"):
-        load_task(str(tmp_path / "mails.yaml"))
+    for encoding in ("latin-99", "zip", "rot13"):
+        (tmp_path / "mails.yaml").write_text(f"prompt: '{{a}}'\ntarget: b\nencoding: {encoding}\n")
+        with pytest.raises(UsageError, match=f"there is no encoding {encoding}"):
+            load_task(str(tmp_path / "mails.yaml"))

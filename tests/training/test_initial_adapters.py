@@ -19,8 +19,9 @@ def finetune(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
     def run(*flags, folder="run"):
         return run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", toy_model_dir,
                        "--gpus", 0, "--precision", "fp32", "--limit", 32, "--eval-limit", 4, "--batch-size", 4,
-                       "--context-length", 256, "--no-packing", "--lr", 0.01,
+                       "--context-length", 256, "--lr", 0.01,
                        "--output-dir", tmp_path / folder, *(() if "--lora-r" in flags else ("--lora-r", 4)),
+                       *(() if {"--packing", "--no-packing"}.intersection(flags) else ("--no-packing",)),
                        "--lora-alpha", 8, *flags)
 
     return run
@@ -128,7 +129,8 @@ def test_the_gaussian_adapter_begins_with_its_own_spread(finetune, tmp_path, mon
     assert adapter_config(tmp_path / "run")["init_lora_weights"] == "gaussian"
 
 
-def test_noise_is_for_training_alone_and_bounded(finetune, monkeypatch):
+@pytest.mark.parametrize("packing", ["--packing", "--no-packing"])
+def test_noise_is_for_training_alone_and_bounded(finetune, monkeypatch, packing):
     bounds = {True: [], False: []}
     add = engine.add_noise
 
@@ -139,7 +141,7 @@ def test_noise_is_for_training_alone_and_bounded(finetune, monkeypatch):
         return noisy
 
     monkeypatch.setattr(engine, "add_noise", adding)
-    assert finetune("--neftune-noise-alpha", 5, "--max-steps", 2).code == 0
+    assert finetune("--neftune-noise-alpha", 5, packing, "--max-steps", 2).code == 0
     assert bounds[True]
     assert all(0.9 < share <= 1.001 for share in bounds[True])
     assert set(bounds[False]) == {0.0}

@@ -21,7 +21,6 @@ Without `prompt` and `target`, rows are conversations (`messages`, or ShareGPT's
 """
 
 import ast
-import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -137,8 +136,8 @@ def _task(file: YamlFile) -> Task:
                 notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat,
                 ignore=tuple(values.get("ignore", ())))
     try:
-        codecs.lookup(task.encoding or "utf-8")
-    except LookupError:
+        " ".encode(task.encoding or "utf-8")
+    except (LookupError, UnicodeError):  # or of something other than text, such as zip
         faults.append(f"{file.at('encoding')}: there is no encoding {task.encoding}; name one as Python does, such as "
                       "cp1252, gb18030 or utf-16")
     recipes = sorted({each.recipe for each in BUILT_IN.values()})
