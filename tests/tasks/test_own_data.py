@@ -3,8 +3,12 @@
 import contextlib
 import csv
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
+import pandas
 import py7zr
 import pyarrow as pa
 import pytest
@@ -288,3 +292,46 @@ def test_all_labels_of_the_tickets_are_in_the_prompt_and_in_every_split():
         labels = {row["team"] for row in part}
         assert labels == {"account", "billing", "delivery", "product", "returns"}
         assert all(label in task.prompt for label in labels)
+
+
+PAGE = (REPOSITORY / "docs/own-data.md").read_text(encoding="utf-8")
+SHORTEST = re.findall(r"`(llama2tut finetune .*?)`", PAGE.split("## The shortest way for each shape")[1].split("\n## ")[0])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory, toy_model_dir) -> Path:
+    """A folder with the files that the page of one's own data names, and the toy model with a chat template."""
+    folder = tmp_path_factory.mktemp("shapes")
+    shutil.copytree(toy_model_dir, folder / "toy")
+    (folder / "toy" / "chat_template.jinja").write_text(
+        "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}")
+    (folder / "tickets.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
+    frame = pandas.DataFrame([{"message": f"{n}: Où est mon colis; vite, s'il vous plaît?", "team": "delivery"}
+                              for n in range(60)])
+    frame.to_csv(folder / "rows.csv", index=False, sep=";")
+    frame.to_csv(folder / "rows.tsv", index=False, sep="\t", encoding="utf-16")
+    frame.to_csv(folder / "rows.csv.gz", index=False)
+    frame.to_excel(folder / "rows.xlsx", index=False)
+    for part in range(2):
+        frame[30 * part:30 * part + 30].to_json(folder / f"part-{part}.jsonl", orient="records", lines=True)
+    (folder / "rows.json").write_text(json.dumps({"data": frame.to_dict("records")}))
+    for name, made in (("alpaca.json", "jq-alpaca.json"), ("chats.jsonl", "jq-messages.jsonl")):
+        shutil.copy(REPOSITORY / "tests/data/rows" / made, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("line", SHORTEST)
+def test_the_shortest_way_for_each_shape(line, shapes, monkeypatch, run_cli):
+    chinese = (REPOSITORY / "docs/own-data.zh-CN.md").read_text(encoding="utf-8")
+    assert f"`{line}`" in chinese
+    monkeypatch.chdir(shapes)
+    words = shlex.split(line.replace(" --model smollm2-135m", ""))[1:]
+    done = run_cli(*words, "--model", "toy", "--gpus", 0, "--dry-run")
+    assert done.code == 0, done.err
+    assert ": 36 train / 12 validation (held out of train) rows\n" in done.out
+
+
+def test_the_page_has_a_way_for_every_shape():
+    assert [shlex.split(line)[5] for line in SHORTEST] == [
+        "rows.csv", "rows.tsv", "rows.csv.gz", "rows.xlsx", "rows.json", "part-*.jsonl", "alpaca.json", "chats.jsonl"]
