@@ -295,7 +295,7 @@ def test_all_labels_of_the_tickets_are_in_the_prompt_and_in_every_split():
 
 
 PAGE = (REPOSITORY / "docs/own-data.md").read_text(encoding="utf-8")
-SHORTEST = re.findall(r"`(llama2tut finetune .*?)`", PAGE[PAGE.index("## The shortest way"):PAGE.index("## Where rows")])
+SHORTEST = re.findall("`(llama2tut finetune .*?)`", PAGE[PAGE.index("## The shortest way"):PAGE.index("## Where rows")])
 
 
 @pytest.fixture(scope="module")
