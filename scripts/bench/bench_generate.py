@@ -90,8 +90,10 @@ def run_one(options: argparse.Namespace) -> dict[str, float | None]:
         for rows, limit in ((first, Sampling(max_new_tokens=4)), (ids, sampling)):
             began = time.perf_counter()
             if way == "ours":
-                tokens = sum(generator.answers(rows, adapter=adapter, sampling=limit).new_tokens
-                             for adapter in (None, 0))
+                each = [None] * len(rows) + [0] * len(rows)
+                asked = [(rows * 2, each)] if generator.mixes else [(rows, None), (rows, 0)]
+                tokens = sum(generator.answers(prompts, adapter=adapter, sampling=limit).new_tokens
+                             for prompts, adapter in asked)
             else:
                 tokens = plain(generator, rows, limit.max_new_tokens, BATCH[way], column == "tuned")
             seconds = time.perf_counter() - began

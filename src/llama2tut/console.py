@@ -111,8 +111,19 @@ def visible(text: str) -> str:
 
     Newlines stay, and so do the joiners inside emoji and some scripts; tabs become spaces.
     """
-    return "".join(char if char in "\n\u200c\u200d" or category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-                   else char.encode("unicode_escape").decode() for char in text.replace("\r\n", "\n").expandtabs(4))
+    return text.replace("\r\n", "\n").expandtabs(4).translate(_SPELLED)
+
+
+class _Spelled(dict[int, str]):
+    """What `visible` makes of each character, worked out once: `str.translate` looks up nothing else."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        plain = char in "\n\u200c\u200d" or category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        return self.setdefault(code, char if plain else char.encode("unicode_escape").decode())
+
+
+_SPELLED = _Spelled()
 
 
 def clock(seconds: float) -> str:

@@ -12,9 +12,10 @@ from llama2tut.config.requests import CompareRequest
 from llama2tut.console import Console
 from llama2tut.errors import DataError
 from llama2tut.inference import columns
-from llama2tut.inference.columns import Kept, Models, answers_folder
+from llama2tut.inference.columns import Asked, Kept, Models, answers_folder
 from llama2tut.inference.config import few_shot_ids, first_answer, prompt_ids, resolve_inference
 from llama2tut.inference.sampling import Sampling
+from llama2tut.models.adapters import read_adapter
 from llama2tut.tasks.task import ARITHMETIC
 
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13]]
@@ -42,7 +43,8 @@ def ask(config, tmp_path, monkeypatch):
     def run(prompts=PROMPTS, folder=tmp_path, tokens=4, **changes):
         del asked[:]
         models = Models(replace(config, **changes), prompts, folder, Console())
-        return models.answers(prompts, None, Sampling(max_new_tokens=tokens), None, "base"), len(asked)
+        (answers,) = models.answers([Asked("base", prompts, None)], Sampling(max_new_tokens=tokens), None)
+        return answers, len(asked)
 
     return run
 
@@ -58,9 +60,9 @@ def test_a_second_look_answers_nothing_twice_and_says_the_same(ask):
     assert more.texts[:-1] == first.texts
 
 
-def test_speed_is_that_of_all_kept_answers_whichever_are_taken(ask):
+def test_each_answer_has_its_share_of_the_time_of_its_batch(ask):
     everything, _ = ask()
-    for prompt in PROMPTS:  # of a batch, the first answer alone was waited for
+    for prompt in PROMPTS:
         one, asked = ask([prompt])
         assert asked == 0
         assert one.new_tokens / one.seconds == pytest.approx(everything.new_tokens / everything.seconds)
@@ -187,3 +189,66 @@ def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
     text = "19 - 59 = -40\n\nCalculate the following expression:\n1+1\n---\nAnswer:\n2"
     assert first_answer(ARITHMETIC, text) == "19 - 59 = -40"
     assert first_answer(ARITHMETIC, "I think\n\nit is 4") == "I think\n\nit is 4"
+
+
+@pytest.fixture
+def several(config, toy_model_dir, tmp_path, monkeypatch):
+    """Two adapters, whose columns are answered together as on a GPU, and the calls that were made."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    from llama2tut.gpu.decoding import add_adapters_in_place
+    from llama2tut.inference.generate import Generator
+    from llama2tut.models.attaching import load_model
+
+    folders, calls, answer = [], [], Generator.iter_answers
+    for seed, init in ((1, True), (2, "pissa")):
+        torch.manual_seed(seed)
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(toy_model_dir),
+                               LoraConfig(r=4, target_modules="all-linear", init_lora_weights=init))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+        folders.append(tmp_path / f"adapter-{seed}")
+        model.save_pretrained(folders[-1])
+
+    def load(*arguments, **options):
+        loaded = load_model(*arguments, **options)
+        routes = add_adapters_in_place(loaded.peft_model) if loaded.peft_model else None
+        return Generator(replace(loaded, routes=routes), cuda_graphs=True)
+
+    def iter_answers(self, prompts, *, adapter, **options):
+        calls.append((len(prompts), adapter))
+        return answer(self, prompts, adapter=adapter, **options)
+
+    monkeypatch.setattr(columns, "load", load)
+    monkeypatch.setattr(Generator, "iter_answers", iter_answers)
+    return replace(config, adapters=tuple(map(read_adapter, folders))), calls
+
+
+def ask_all(config, folder, prompts=PROMPTS):
+    asked = [Asked(str(adapter), prompts, adapter) for adapter in (None, *range(len(config.adapters)))]
+    return Models(config, prompts, folder, Console()).answers(asked, Sampling(max_new_tokens=4), None)
+
+
+def test_columns_are_answered_together_where_they_share_the_base_weights(several, tmp_path):
+    config, calls = several
+    together = ask_all(config, tmp_path / "kept")
+    assert [count for count, _ in calls] == [6, 3]  # the base model and the first adapter; PiSSA changes the weights
+    assert calls[0][1] == [None] * 3 + [0] * 3
+    alone = [ask_all(replace(config, adapters=config.adapters[at:at + 1]), None)[1] for at in (0, 1)]
+    assert [answers.texts for answers in together[1:]] == [answers.texts for answers in alone]
+    assert all(answers.seconds > 0 for answers in together)
+
+
+def test_only_what_is_missing_of_each_column_is_asked(several, tmp_path):
+    config, calls = several
+    config = replace(config, adapters=config.adapters[:1])
+    (tmp_path / "kept").mkdir()
+    first = ask_all(config, tmp_path / "kept")
+    del calls[:]
+    assert ask_all(config, tmp_path / "kept") == first
+    assert not calls
+    ask_all(config, tmp_path / "kept", [*PROMPTS, [20, 21]])
+    assert calls == [(2, [None, 0])]

@@ -98,6 +98,38 @@ def test_the_base_column_is_the_untouched_base_model(base, tuned, toy_model_dir,
     assert second == token_lists(loaded(toy_model_dir, adapters[1:]), 0)
 
 
+@pytest.fixture
+def mixing(tuned):
+    """Answers as on a GPU: recorded there, and here by the same steps."""
+    from llama2tut.gpu.decoding import add_adapters_in_place
+    from llama2tut.models.attaching import LoadedModel
+
+    routes = add_adapters_in_place(tuned._peft_model)
+    ends = tuned._eos
+    return Generator(LoadedModel(tuned._model, tuned._peft_model, tuned.tokenizer, ends[None], (ends[0], ends[1]), (),
+                                 routes), cuda_graphs=True)
+
+
+@pytest.mark.parametrize("size", [None, 1, 4])
+def test_one_batch_answers_for_the_base_model_and_several_adapters(tuned, mixing, size):
+    owners = [None, 0, 1]
+    alone = [tuned.answers(PROMPTS, adapter=owner, sampling=SHORT).texts for owner in owners]
+    asked = PROMPTS * len(owners)
+    found = {index: text for index, text, *_ in mixing.iter_answers(
+        asked, adapter=[owner for owner in owners for _ in PROMPTS], sampling=SHORT, batch_size=size)}
+    assert [found[at] for at in range(len(asked))] == [text for texts in alone for text in texts]
+    assert not tuned.mixes
+
+
+def test_rows_fill_the_memory_there_is_without_padding(mixing, monkeypatch):
+    monkeypatch.setattr("llama2tut.inference.generate._LARGEST_CPU", (6, 40))
+    sizes = []
+    decode = mixing._decode
+    monkeypatch.setattr(mixing, "_decode", lambda prompts, *rest: sizes.append(len(prompts)) or decode(prompts, *rest))
+    mixing.answers(PROMPTS, adapter=0, sampling=SHORT)
+    assert sizes == [2, 2, 3]  # 21 + 18, 18 + 15, then 12 + 11 + 10 tokens
+
+
 def test_answers_come_in_the_order_of_the_prompts(base):
     alone = [base.answers([prompt], adapter=None, sampling=SHORT).texts[0] for prompt in PROMPTS]
     done: list[int] = []

@@ -15,7 +15,14 @@ from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import Faults, MachineError, UsageError
 from llama2tut.files import output_fault, write_output, writing
-from llama2tut.inference.columns import LANGUAGES, Forgetting, Models, answers_folder, measure_forgetting
+from llama2tut.inference.columns import (
+    LANGUAGES,
+    Asked,
+    Forgetting,
+    Models,
+    answers_folder,
+    measure_forgetting,
+)
 from llama2tut.inference.config import (
     InferenceConfig,
     few_shot_ids,
@@ -208,27 +215,26 @@ def _picture(adapter: Path) -> bytes:
 def _answers(config: InferenceConfig, request: CompareRequest, models: Models, ids: list[list[int]],
              shots: tuple[list[list[int]], int] | None) -> dict[Column, Answers]:
     """Each column and its answers, the base model's first; `shots` are what `few_shot_ids` gives."""
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed)
-
-    def ask(column: Column, prompts: list[list[int]], adapter: int | None) -> Answers:
-        _, mine = ranks.own(prompts)
-        part = models.answers(mine, adapter, sampling, request.batch_size,
-                              column.name if adapter is None else column.source)
-        return Answers(ranks.together(part.texts), ranks.together(part.cut), sum(ranks.all_values(part.new_tokens)),
-                       max(ranks.all_values(part.seconds)))
-
-    base = Column("base", "base", config.base_model.name)
-    found = {base: ask(base, ids, None)}
-    if shots and config.task:
-        column = Column("few_shot", "few-shot", f"{config.base_model.name} with {shots[1]:,} worked examples in its "
-                                                f"prompt, of {request.shots:,} asked for")
-        answers = ask(column, shots[0], None)
-        texts = [first_answer(config.task, text) for text in answers.texts]
-        whole = map(str.__eq__, texts, answers.texts)  # what was cut off behind the first answer is not missed
-        found[column] = replace(answers, texts=texts, cut=[*map(bool.__and__, answers.cut, whole)])
+    base = config.base_model.name
+    asked: list[tuple[Column, list[list[int]], int | None]] = [(Column("base", "base", base), ids, None)]
+    if shots:
+        asked.append((Column("few_shot", "few-shot", f"{base} with {shots[1]:,} worked examples in its prompt, of "
+                                                     f"{request.shots:,} asked for"), shots[0], None))
     for number, adapter in enumerate(config.adapters):
-        column = Column(f"finetuned_{number + 1}" if number else "finetuned", "adapter", str(adapter.path))
-        found[column] = ask(column, ids, number)
+        name = f"finetuned_{number + 1}" if number else "finetuned"
+        asked.append((Column(name, "adapter", str(adapter.path)), ids, number))
+    found = {}
+    parts = models.answers([Asked(column.name if adapter is None else column.source, ranks.own(prompts)[1], adapter)
+                            for column, prompts, adapter in asked],
+                           Sampling(max_new_tokens=config.max_new_tokens, seed=request.seed), request.batch_size)
+    for (column, _, _), part in zip(asked, parts, strict=True):
+        answers = Answers(ranks.together(part.texts), ranks.together(part.cut),
+                          sum(ranks.all_values(part.new_tokens)), max(ranks.all_values(part.seconds)))
+        if config.task and column.kind == "few-shot":
+            texts = [first_answer(config.task, text) for text in answers.texts]
+            whole = map(str.__eq__, texts, answers.texts)  # what was cut off behind the first answer is not missed
+            answers = replace(answers, texts=texts, cut=[*map(bool.__and__, answers.cut, whole)])
+        found[column] = answers
     return found
 
 

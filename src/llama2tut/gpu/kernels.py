@@ -7,9 +7,14 @@ from typing import Any
 from llama2tut.config.runs import RunConfig
 
 
+def triton_available() -> bool:
+    """Whether there is what kernels are written in here; CUDA builds of torch bring it."""
+    return bool(importlib.util.find_spec("triton"))
+
+
 def liger_available() -> bool:
-    """Whether Liger's fused kernels can be used; they are written in Triton, which CUDA builds of torch bring."""
-    return bool(importlib.util.find_spec("liger_kernel") and importlib.util.find_spec("triton"))
+    """Whether Liger's fused kernels can be used, which are written in Triton, too."""
+    return bool(importlib.util.find_spec("liger_kernel")) and triton_available()
 
 
 def patch_llama(*, training: bool, compiled: bool = False) -> None:

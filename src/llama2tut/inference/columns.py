@@ -84,13 +84,6 @@ class Kept:
                 with appending(self._file) as handle:
                     append_line(handle, {"prompt": key} | said)
 
-    @property
-    def tokens_per_second(self) -> float:
-        """How fast all that is kept was given; told apart, the first answer of a batch has the time of the others."""
-        given = self._said.values()
-        seconds = max(sum(one["seconds"] for one in given), 1e-9)
-        return float(sum(one["tokens"] for one in given) / seconds)
-
     def forget(self) -> None:
         """Let no later run know."""
         with suppress(OSError):
@@ -100,6 +93,21 @@ class Kept:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one column is asked.
+
+    Attributes:
+        name: of what answers, for progress.
+        prompts: token ids.
+        adapter: which one answers; None: the base model.
+    """
+
+    name: str
+    prompts: Sequence[list[int]]
+    adapter: int | None
 
 
 class Models:
@@ -136,28 +144,40 @@ class Models:
         return Kept(self._folder, [str(source.resolve()), base, own, config.device, config.precision,
                                    config.quantization, package_versions(), *setting])
 
-    def answers(self, prompts: Sequence[list[int]], adapter: int | None, sampling: Sampling, batch_size: int | None,
-                name: str) -> Answers:
-        """Answers to all prompts; seconds are what they take at the speed that all were given at, kept ones too."""
-        kept = self.kept(adapter, vars(sampling))
-        unknown = [tuple(prompt) for prompt in prompts if "cut" not in (kept.get(prompt) or ())]
-        missing = [list(prompt) for prompt in dict.fromkeys(unknown)]
-        if known := len(prompts) - len(unknown):
-            self._console.note(f"{name}: {known:,} of {len(prompts):,} answers are those of an earlier run; --no-cache "
-                               "gives them anew")
-        if missing:
-            generator, place = self.loaded(adapter)
-            before = time.perf_counter()
-            found = generator.iter_answers(missing, adapter=place, sampling=sampling, batch_size=batch_size)
+    def answers(self, asked: Sequence["Asked"], sampling: Sampling, batch_size: int | None) -> list[Answers]:
+        """Answers to each column's prompts; tokens and seconds are those that they took when they were given.
+
+        Columns that can be answered together are, and share the time in proportion to their tokens.
+        """
+        kept = [self.kept(column.adapter, vars(sampling)) for column in asked]
+        missing: dict[int, list[list[int]]] = {}
+        for at, (column, said) in enumerate(zip(asked, kept, strict=True)):
+            unknown = [tuple(prompt) for prompt in column.prompts if "cut" not in (said.get(prompt) or ())]
+            if unknown:
+                missing[at] = [list(prompt) for prompt in dict.fromkeys(unknown)]
+            if known := len(column.prompts) - len(unknown):
+                self._console.note(f"{column.name}: {known:,} of {len(column.prompts):,} answers are those of an "
+                                   "earlier run; --no-cache gives them anew")
+        while missing:
+            first = next(iter(missing))
+            generator, place = self.loaded(asked[first].adapter)
+            alone = asked[first].adapter in self._apart or not generator.mixes
+            some = [first] if alone else [at for at in missing if asked[at].adapter not in self._apart]
+            todo = [(at, prompt) for at in some for prompt in missing.pop(at)]
+            places = [self._place(asked[at].adapter) for at, _ in todo]
+            name = ", ".join(asked[at].name for at in some)
+            found = generator.iter_answers([prompt for _, prompt in todo], adapter=place if alone else places,
+                                           sampling=sampling, batch_size=batch_size)
             for done, (index, text, tokens, cut) in enumerate(found, 1):
-                now = time.perf_counter()
-                kept.add(missing[index], text=text, cut=cut, tokens=tokens, seconds=now - before)
-                before = now
-                self._console.progress(f"{name}: {done:,}/{len(missing):,} answers", last=done == len(missing))
-        said = [kept.get(prompt) or {} for prompt in prompts]
-        tokens = sum(one["tokens"] for one in said)
-        return Answers([one["text"] for one in said], [one["cut"] for one in said], tokens,
-                       tokens / max(kept.tokens_per_second, 1e-9))
+                at, prompt = todo[index]
+                kept[at].add(prompt, text=text, cut=cut, tokens=tokens, seconds=tokens * generator.pace)
+                self._console.progress(f"{name}: {done:,}/{len(todo):,} answers", last=done == len(todo))
+        answers = []
+        for column, said in zip(asked, kept, strict=True):
+            entries = [said.get(prompt) or {} for prompt in column.prompts]
+            answers.append(Answers([one["text"] for one in entries], [one["cut"] for one in entries],
+                                   sum(one["tokens"] for one in entries), sum(one["seconds"] for one in entries)))
+        return answers
 
     def losses(self, texts: Sequence[list[int]], adapter: int | None) -> list[float]:
         """Mean loss of each text, in nats a token."""
@@ -183,7 +203,10 @@ class Models:
             self._generator = None
             gc.collect()  # models are in reference cycles: two would be in memory
             self._generator, self._together = self._load(wanted), wanted
-        return self._generator, None if adapter is None else self._together.index(adapter)
+        return self._generator, self._place(adapter)
+
+    def _place(self, adapter: int | None) -> int | None:
+        return None if adapter is None else self._together.index(adapter)
 
     def _load(self, adapters: list[int]) -> Generator:
         config = self._config

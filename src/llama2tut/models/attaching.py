@@ -8,7 +8,7 @@ from typing import Any
 
 from llama2tut.errors import MachineError, ModelError
 from llama2tut.gpu import kernels
-from llama2tut.gpu.decoding import add_adapters_in_place
+from llama2tut.gpu.decoding import Routes, add_adapters_in_place
 from llama2tut.models.adapters import Adapter
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json
@@ -30,6 +30,7 @@ class LoadedModel:
         ends: token ids that end an answer of the base model.
         adapter_ends: those that end an answer of each adapter.
         changed: adapters that changed the base weights: switched off, they do not leave the base model.
+        routes: what sends rows of one batch through different adapters; None where that cannot be.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class LoadedModel:
     ends: frozenset[int]
     adapter_ends: tuple[frozenset[int], ...]
     changed: tuple[Adapter, ...]
+    routes: Routes | None = None
 
 
 def load_model(base_model: BaseModel, adapters: Sequence[Adapter], *, quantization: str, precision: str, device: str,
@@ -75,10 +77,9 @@ def load_model(base_model: BaseModel, adapters: Sequence[Adapter], *, quantizati
     except torch.OutOfMemoryError:
         raise MachineError(f"{base_model.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
                            "--model") from None
-    if on_gpu and peft_model:
-        add_adapters_in_place(peft_model)
+    routes = add_adapters_in_place(peft_model) if on_gpu and peft_model else None
     return LoadedModel(model.eval(), peft_model, tokenizer, ends,
-                       tuple(ends | _own_end(adapter, tokenizer) for adapter in adapters), changed)
+                       tuple(ends | _own_end(adapter, tokenizer) for adapter in adapters), changed, routes)
 
 
 def _load_base(base_model: BaseModel, quantization: str, precision: str, device: str) -> Any:
