@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import zlib
 
 import pytest
 from world import World, edit_json, tuned, write
@@ -274,6 +275,51 @@ def test_an_archive_that_unpacks_without_measure(ready, monkeypatch):
     assert (ready.folder / "corpus.7z").stat().st_size < 10_000
     monkeypatch.setattr("llama2tut.tables.archives.ARCHIVE_LIMIT", 2**20)
     refused(ready, "finetune --task samsum --model toy --data corpus.7z", "corpus.7z", "MiB")
+
+
+def test_an_archive_of_nothing_but_names(ready):
+    import py7zr
+
+    with py7zr.SevenZipFile(ready.folder / "corpus.7z", "w") as file:
+        for number in range(1_001):
+            file.writestr(b"", f"{number}/train.json")
+    refused(ready, "finetune --task samsum --model toy --data corpus.7z", "corpus.7z", "1,001 files")
+
+
+def test_an_archive_that_lies_about_its_sizes(ready):
+    """What its directory says bounds what is unpacked."""
+    import py7zr
+    from py7zr.archiveinfo import write_uint64
+
+    def number(value):
+        buffer = io.BytesIO()
+        write_uint64(buffer, value)
+        return buffer.getvalue()
+
+    size, whole = 20_000_000, io.BytesIO()
+    with py7zr.SevenZipFile(whole, "w") as file:
+        file.set_encoded_header_mode(False)
+        file.writestr(b" " * size, "train.json")
+    data = whole.getvalue()
+    start = 32 + int.from_bytes(data[12:20], "little")
+    directory = data[start:].replace(number(size), number(size // 8))
+    head = data[12:20] + len(directory).to_bytes(8, "little") + zlib.crc32(directory).to_bytes(4, "little")
+    lying = data[:8] + zlib.crc32(head).to_bytes(4, "little") + head + data[32:start] + directory
+    write("corpus.7z", lying)(ready)
+    refused(ready, "finetune --task samsum --model toy --data corpus.7z", "corpus.7z", "not a readable 7z archive")
+
+
+@pytest.mark.parametrize("nest", ["[", '{"a":', "- "])
+@pytest.mark.parametrize(("name", "line"), [
+    ("x.jsonl", "infer --model toy --prompt-file x.jsonl"), ("x.jsonl", "compare --adapter tuned --answers x.jsonl"),
+    ("x.jsonl", "infer --model toy --prompt-file p.jsonl --output x.jsonl"),
+    ("x.json", "compare --adapter tuned --votes x.json"),
+    ("x.yaml", "finetune --task x.yaml --model toy --data p.jsonl"),
+    ("x.jsonl", "finetune --task chat --model toy --data x.jsonl")])
+def test_nesting_without_end(ready, name, line, nest):
+    write("p.jsonl", '{"prompt": "a"}\n')(ready)
+    write(name, nest * 20_000 + "\n")(ready)
+    refused(ready, line, name)
 
 
 def test_a_clock_that_jumps(ready, monkeypatch):

@@ -119,7 +119,7 @@ def test_half_a_line_costs_that_answer_alone(tmp_path):
     kept.add([1], text="one")
     [file] = tmp_path.iterdir()
     with file.open("a") as stream:
-        stream.write('{"prompt": "12\n[1]\n')
+        stream.write('{"prompt": "12\n[1]\n"a"\n' + "[" * 20_000 + "\n")
     Kept(tmp_path, "setting").add([2], text="two")
     again = Kept(tmp_path, "setting")
     assert (again.get([1]), again.get([2]), again.get([3])) == ({"text": "one"}, {"text": "two"}, None)

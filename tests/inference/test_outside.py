@@ -99,7 +99,8 @@ def test_a_fault_is_one_line_and_loses_no_answer_that_came(server, tmp_path):
     assert len(server.asked) == 3  # a whole set is never taken for what the server says now
 
 
-@pytest.mark.parametrize("reply", [b"<html>", {"choices": []}, {"error": "x"}, [], {"choices": [{"text": "a"}] * 2}])
+@pytest.mark.parametrize("reply", [b"<html>", b"[" * 20_000, {"choices": []}, {"error": "x"}, [],
+                                   {"choices": [{"text": "a"}] * 2}])
 def test_a_reply_that_is_no_completion_is_refused(server, reply):
     found = find_server(server.url, None)
     server.answer = lambda path, body: (200, reply)

@@ -65,5 +65,10 @@ def test_a_limit_on_the_process_s_group_or_one_above_it_counts(tmp_path, line, f
     assert device.free_memory_gib(tmp_path) == 20
     group(tmp_path / folder, 8 * 2**30, 3 * 2**30, 2**30, version)
     assert device.free_memory_gib(tmp_path) == 6
+    for odd in ("", "lots\n"):
+        (tmp_path / folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")).write_text(odd)
+        assert device.free_memory_gib(tmp_path) == 20
+    (tmp_path / folder / "memory.stat").unlink()
+    assert device.free_memory_gib(tmp_path) == 20
     group(tmp_path / folder, "max" if version == 2 else 2**63 - 4096, 3 * 2**30, 2**30, version)
     assert device.free_memory_gib(tmp_path) == 20

@@ -259,6 +259,6 @@ def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
             if record.get("settings") != settings:
                 raise DataError(f"--output {path} holds answers of another model, adapter, sampling or precision; give "
                                 "another file, or remove it")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(other) from None
     return len(lines) - 1

@@ -67,7 +67,7 @@ class Kept:
                 lines = self._file.read_bytes().split(b"\n")
                 os.utime(self._file)
         for line in lines:
-            with suppress(ValueError, KeyError, TypeError):  # half a line, where a disk was full
+            with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # a disk was full, say
                 entry = json.loads(line)
                 self._said[entry.pop("prompt")] = entry
 

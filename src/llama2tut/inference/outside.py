@@ -209,7 +209,7 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
             what = " ".join(["HTTP", str(fault.code), *fault.read(200).decode("utf-8", "replace").split()])
         except (OSError, HTTPException) as fault:
             passing, what = True, str(getattr(fault, "reason", fault)) or type(fault).__name__
-        except ValueError:
+        except (ValueError, RecursionError):
             passing, what = False, "a reply that is not JSON"
         if pause is None or not passing:
             break

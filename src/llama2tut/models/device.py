@@ -1,5 +1,6 @@
 """The device: whether there is a GPU, whether it starts, what it computes in and how much memory is free."""
 
+import contextlib
 import glob
 import itertools
 import os
@@ -160,7 +161,9 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             else ("memory.max", "memory.current", "inactive_file")
         inside = mount / path.strip("/")  # a container may see its own group as the root
         for group in (inside, *inside.parents):
-            if group.is_relative_to(mount) and (group / limit).is_file():
+            if not (group.is_relative_to(mount) and (group / limit).is_file()):
+                continue
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a sandbox may show a part of the files
                 most, stat = (group / limit).read_text().strip(), (group / "memory.stat").read_text().split("\n")
                 caches = [int(entry.split()[1]) for entry in stat if entry.startswith(f"{cache} ")]
                 if most != "max":

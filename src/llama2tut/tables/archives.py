@@ -11,6 +11,7 @@ from llama2tut.tables.reading import READERS, kind
 from llama2tut.tables.table import ARCHIVE_LIMIT
 
 GZ_LIMIT = 4 * 2**30  # bytes that a .gz may unpack to
+_MOST_MEMBERS = 1_000  # of a .7z
 _CHUNK = 2**20  # bytes
 _READ_FROM_THEIR_ENDS = (".parquet", ".xlsx")  # which a .gz cannot be
 
@@ -49,6 +50,8 @@ def unpack(label: str, data: bytes) -> dict[str, bytes]:
     try:
         with py7zr.SevenZipFile(io.BytesIO(data)) as archive:
             members = archive.list()
+            if len(members) > _MOST_MEMBERS:  # which take minutes, whatever is in them
+                raise DataError(f"{label}: {len(members):,} files, {_MOST_MEMBERS:,} at most; unpack it yourself")
             for name in (member.filename.replace("\\", "/") for member in members):
                 if ".." in name.split("/") or name.startswith("/") or name[1:2] == ":":
                     raise DataError(f"{label}: its member {name!r} leaves the archive; use an archive that you trust")
