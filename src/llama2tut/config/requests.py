@@ -102,7 +102,7 @@ class FinetuneRequest:
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "trade time for memory; auto: only if it would not fit", group="LoRA and memory")
     compile: bool = flag(False, "compile the decoder layers (CUDA; a minute of start-up)", group="LoRA and memory")
-    ignore_memory_estimate: bool = flag(False, "run although it should not fit the GPU", group="LoRA and memory")
+    ignore_memory_estimate: bool = flag(False, "run although it should not fit the memory", group="LoRA and memory")
 
     save_steps: int | None = flag(None, "checkpoint every N optimizer steps [about every ten minutes]", least=1,
                                   group="Run")
