@@ -163,6 +163,21 @@ def test_plain_generate_ends_where_any_of_the_checkpoints_files_says(tmp_path, t
     assert sorted(plain.generation_config.eos_token_id) == sorted({2, 7, said[5]})
     assert answers(plain, ids)[ids.shape[1]:] == said[:said.index(said[5]) + 1]
     assert AutoTokenizer.from_pretrained(tmp_path / "m").eos_token_id == said[5]
+    assert plain.config.eos_token_id == said[5]  # where llama.cpp looks for an end that is no special token
+    assert f'PARAMETER stop "{tokenizer.decode([said[5]])}"\n' in (tmp_path / "m" / "Modelfile").read_text()
+
+
+def test_an_end_token_that_only_the_adapters_tokenizer_has_is_named_by_its_text(tmp_path, pair, run_cli):
+    from transformers import AutoTokenizer
+
+    base, adapter = pair
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"eos_token": "<|answer end|>"})
+    tokenizer.save_pretrained(adapter)
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 0
+    stops = [line for line in (tmp_path / "m" / "Modelfile").read_text().splitlines() if " stop " in line]
+    assert stops == ['PARAMETER stop "</s>"', 'PARAMETER stop "<|answer end|>"']
+    assert "ends at `</s>` or `<|answer end|>`." in (tmp_path / "m" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("scaling", [

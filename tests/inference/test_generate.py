@@ -207,7 +207,11 @@ def test_an_adapters_own_end_token_ends_its_answers_and_not_the_bases(toy_model_
     own = tokenizer.eos_token_id
     generator = loaded(toy_model_dir, [dataclasses.replace(adapters[0], path=folder), adapters[1]])
     assert generator._eos == {None: {2}, 0: {2, own}, 1: {2}}
-    assert token_lists(generator, 0)[0][-1] == own
+    ids = token_lists(generator, 0)[0]
+    assert ids[-1] == own
+    told = tokenizer.decode(ids[:-1], skip_special_tokens=True)  # without the end, special or not
+    assert generator.answers(PROMPTS, adapter=0, sampling=Sampling(max_new_tokens=len(ids))).texts[0] == told
+    assert "".join(generator.stream(PROMPTS[0], adapter=0, sampling=Sampling(max_new_tokens=len(ids)))) == told
     assert token_lists(generator, None) == token_lists(loaded(toy_model_dir))
 
 

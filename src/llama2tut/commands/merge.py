@@ -21,7 +21,7 @@ from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present
-from llama2tut.models.loading import copy_tokenizer
+from llama2tut.models.loading import copy_tokenizer, load_tokenizer
 from llama2tut.tasks.task import ARITHMETIC, BUILT_IN
 from llama2tut.tasks.tokenize import plain_ids
 
@@ -57,8 +57,7 @@ def run(request: MergeRequest, console: Console) -> Result:
         _merged(loaded).save_pretrained(new)
         # A tokenizer with an end of its own is the one that the adapter was trained with.
         tokenizer = base_model.path if loaded.adapter_ends[0] == loaded.ends else str(adapter.path)
-        _make_readable_elsewhere(new, tokenizer, loaded.adapter_ends[0])
-        ends = loaded.tokenizer.convert_ids_to_tokens(sorted(loaded.adapter_ends[0]))
+        ends = _make_readable_elsewhere(new, tokenizer, loaded.adapter_ends[0])
         for name, text in zip(_TEXTS, (_card(adapter, base_model.name, ends), _modelfile(adapter, ends)), strict=True):
             (new / name).write_text(text, encoding="utf-8")
         del loaded  # or two models would be in memory
@@ -138,28 +137,35 @@ def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
     task, text = saved_task(adapter), "{{ .Prompt }}"
     if task and len(task.prompt_columns) == 1:
         text = task.render({task.prompt_columns[0]: text})
-    stops = [f"PARAMETER stop {json.dumps(end)}" for end in ends]
+    stops = [f'PARAMETER stop "{end}"' for end in ends]  # as text: its parser knows no escapes
     return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0",
                       "PARAMETER repeat_penalty 1", ""])
 
 
-def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> None:
+def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> list[str]:
     """Add the tokenizer's files as they are, rotary settings under their older names, too, and all end tokens.
 
     transformers 4 and llama.cpp's converters of before 2026 know neither the tokenizer class nor the place of the
     rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail. Plain
-    `generate` looks for end tokens in the generation settings alone.
+    `generate` looks for end tokens in the generation settings alone, and llama.cpp ends at the one of the
+    configuration where the tokenizer's files do not call the tokenizer's own special.
+
+    Returns:
+        The text of each end token that has one.
     """
     copy_tokenizer(tokenizer, folder)
+    written = load_tokenizer(str(folder))
     config = read_json(folder / "config.json")
     rope = dict(config["rope_parameters"])
     config["rope_theta"] = rope.pop("rope_theta")
     if rope != {"rope_type": "default"}:
         config["rope_scaling"] = rope
+    config["eos_token_id"] = written.eos_token_id
     settings = read_json(folder / "generation_config.json")
     settings["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
     for name, values in (("config.json", config), ("generation_config.json", settings)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return [text for end in sorted(ends) if (text := written.decode([end]))]
 
 
 def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:

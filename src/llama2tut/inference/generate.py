@@ -156,7 +156,7 @@ class Generator:
             todo = todo[len(rows):]
             for row, ids in zip(rows, tokens, strict=True):
                 cut = len(ids) == sampling.max_new_tokens and ids[-1] not in self._eos[owners[row]]
-                yield row, self._text(ids, cut=cut), len(ids), cut
+                yield row, self._text(ids if cut else ids[:-1], cut=cut), len(ids), cut
 
     def stream(self, prompt: list[int], *, adapter: int | None, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """One prompt's answer in pieces, as they come; together they are its text.
@@ -171,6 +171,8 @@ class Generator:
         try:
             with self._only(adapter):
                 for [(_, token)] in self._steps([prompt], sampling, [0], self._eos[adapter]):
+                    if token in self._eos[adapter]:
+                        break
                     ids.append(token)
                     text = self.tokenizer.decode(ids, skip_special_tokens=True)
                     if text != shown and not text.endswith("\ufffd"):  # else a character's tokens are not complete yet
@@ -182,7 +184,10 @@ class Generator:
             yield rest
 
     def _text(self, ids: list[int], *, cut: bool) -> str:
-        """What token ids spell, without the half of a character that an answer cut off in its midst would end in."""
+        """What token ids spell, without the half of a character that an answer cut off in its midst would end in.
+
+        The token that ended an answer is none of them: it need not be one that the tokenizer calls special.
+        """
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.rstrip("\ufffd") if cut else text
 
