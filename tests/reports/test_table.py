@@ -208,3 +208,14 @@ def test_json_has_all_rows_and_is_always_valid():
     value = json.loads(text, parse_constant=pytest.fail)
     assert [row["prompt"] for row in value["rows"]] == ["老地方 \ud83d", "\x00\x1b"]
     assert value["tokens_per_s"] == {"base": None, "finetuned": 1.0}
+
+
+@pytest.mark.parametrize(("line", "width", "lines"), [
+    ("凯文: 周末去你家，带什么？", 10, ["凯文: 周末", "去你家，带", "什么？"]),  # the name is not alone
+    ("水果就好，进门", 8, ["水果就", "好，进门"]), ("我用iPhone 15拍", 9, ["我用", "iPhone 15", "拍"]),
+    ("one two three", 8, ["one two", "three"]), ("wordwithoutend", 6, ["wordwi", "thoute", "nd"]),
+    ("가나다 라마바", 8, ["가나다", "라마바"]), ("👩‍🚀👩‍🚀 ok", 4, ["👩‍🚀👩‍🚀", "ok"])])
+def test_lines_are_broken_where_their_script_allows(line, width, lines):
+    from llama2tut.reports.table import _wrapped
+
+    assert [*_wrapped(line, width)] == lines

@@ -4,11 +4,12 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import zip_longest
+from typing import Any
 
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.color import ColorSystem
 from rich.console import Console as Terminal
 from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
@@ -30,6 +31,7 @@ from llama2tut.reports.wording import (
     select,
     verdicts,
 )
+from llama2tut.tasks.metrics import UNSPACED
 
 _CELL_LINES = 16
 _NARROWEST_COLUMN = 11
@@ -115,12 +117,25 @@ class _Cell:
             yield from ((line, self.style) for line in _wrapped(self.mark, width))
 
 
+@cache
+def _pieces() -> Any:
+    """What lines are broken around: words, or characters where scripts have no spaces, with the marks behind them."""
+    import regex
+
+    return regex.compile(rf"(?V1)(?:[{UNSPACED}]|[^\s{UNSPACED}]+)[\p{{Pe}}\p{{Pf}}\p{{Po}}\p{{M}}]*\s*|\s+")
+
+
 @lru_cache(maxsize=2**16)
 def _wrapped(line: str, width: int) -> tuple[str, ...]:
     """Many rows have lines in common: those of their task's frame, and how they did."""
     if cell_len(line) <= width:
         return (line,)
-    return tuple(part.plain for part in Text(line, overflow="fold").wrap(Terminal(), width))
+    lines = [""]
+    for piece in _pieces().findall(line.expandtabs()):
+        if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1:] = [lines[-1] + piece] if lines[-1] or cell_len(piece.rstrip()) <= width else chop_cells(piece, width)
+    return tuple(line.rstrip() for line in lines)
 
 
 def _cells(comparison: Comparison, row: ComparedRow, names: list[str], ascii: bool) -> Iterator[_Cell]:
