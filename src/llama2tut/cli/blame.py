@@ -26,7 +26,8 @@ def not_ours(error: BaseException) -> str | None:
         return f"{error.filename or 'a file'}: {error.strerror}; mend that, or name another"
     if kind == "PanicException":
         return f"a library gave up over what it read ({said}); copy tokenizer and data again, or give others"
-    importing = any("importlib" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    importing = any("importlib" in frame.filename or frame.name == "<module>"
+                    for frame in traceback.extract_tb(error.__traceback__))
     if importing and foreign(error):
         return (f"an installed package does not start ({kind}: {said}); unset environment variables that are odd, such "
                 "as PYTHONOPTIMIZE or HF_…, or run scripts/setup.sh")
