@@ -7,8 +7,10 @@
 
 Each contender runs in a process of its own on random weights of the named shape. Tokens are counted without padding;
 a step's time is the median over the steps after the warm-up; memory is PyTorch's peak reserved. With --cap-gib a
-contender may take no more memory than that; one that needs more runs again without the cap, and is marked. Prints a
-JSON line a contender, then one table; what a contender said is in FOLDER/CONTENDER.log.
+contender may take no more memory than that; one that needs more runs again without the cap, and is marked. With
+--at-once several contenders that fit the GPU together load and compile at the same time, and take turns from their
+second step on, so that a rented GPU is done sooner. Prints a JSON line a contender, then one table; what a contender
+said is in FOLDER/CONTENDER.log.
 """
 
 import argparse
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=float)
     parser.add_argument("--contenders", help="comma-separated; '': only weights and rows are made; default: all that "
                                              "this machine can run")
+    parser.add_argument("--at-once", type=int, default=1, help="how many contenders prepare at the same time")
     parser.add_argument("--folder", type=Path, help="where weights and rows are kept between runs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -67,7 +70,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         make_inputs(folder, options.size, options.steps)
         names = contenders(options.size) if options.contenders is None else options.contenders.split(",")
-        results = [result for name in names if name for result in run_process(name, folder, options)]
+        results = list(run_processes([name for name in names if name], folder, options))
     print(table(results))
 
 
@@ -110,25 +113,55 @@ def make_inputs(folder: Path, size: str, steps: int) -> None:
                                                 longest=1200 if size == "7b" else 4 * mean, vocabulary=vocabulary))
 
 
-def run_process(name: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """One contender in a process of its own, then once more without the cap if it does not fit."""
-    command = [sys.executable, __file__, "--one", name, "--size", options.size, "--steps", str(options.steps),
-               "--warmup", str(options.warmup), "--folder", str(folder)]
-    for cap in [options.cap_gib, None] if options.cap_gib else [None]:
-        done = subprocess.run([*command, *(["--cap-gib", str(cap)] if cap else [])], capture_output=True, text=True,
-                              check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        (folder / f"{name}.log").write_text(done.stderr)  # what it prints besides its result
-        found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+def run_processes(names: list[str], folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Each contender in a process of its own, then once more without the cap if it does not fit."""
+    def start(name: str, cap: float | None) -> "subprocess.Popen[str]":
+        command = [sys.executable, __file__, "--one", name, "--size", options.size, "--steps", str(options.steps),
+                   "--warmup", str(options.warmup), "--folder", str(folder)]
+        with (folder / f"{name}.log").open("w") as log:  # what it prints besides its result
+            return subprocess.Popen([*command, *(["--cap-gib", str(cap)] if cap else [])], stdin=subprocess.PIPE,
+                                    stdout=subprocess.PIPE, stderr=log, text=True,
+                                    env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+    def finish(name: str, process: "subprocess.Popen[str]", cap: float | None) -> dict[str, object]:
+        out, _ = process.communicate("\n")
+        said = (folder / f"{name}.log").read_text()
+        found = [line for line in out.splitlines() if line.startswith("RESULT ")]
         label = f"{name}, no cap" if options.cap_gib and not cap else name
         # Ours says beforehand that it will not fit: planning.py.
-        too_much = cap and ("OutOfMemoryError" in done.stderr or "GiB of GPU memory" in done.stderr)
+        too_much = cap and ("OutOfMemoryError" in said or "GiB of GPU memory" in said)
         result: dict[str, object] = {**json.loads(found[-1][7:]), "name": label} if found else {
             "name": label, "error": f"more than {cap} GiB" if too_much else
-            (done.stderr.strip().splitlines() or ["no output"])[-1][:160]}
+            (said.strip().splitlines() or ["no output"])[-1][:160]}
         print(json.dumps(result), flush=True)
-        yield result
-        if not str(result.get("error")).startswith("more than"):
-            return
+        return result
+
+    for first in range(0, len(names), options.at_once):
+        started = [(name, start(name, options.cap_gib)) for name in names[first:first + options.at_once]]
+        for _, process in started:
+            process.stdout.readline()  # type: ignore[union-attr]  # READY, or it has ended
+        for name, process in started:
+            result = finish(name, process, options.cap_gib)
+            yield result
+            if str(result.get("error")).startswith("more than"):
+                yield finish(name, start(name, None), None)
+
+
+def wait_for_turn() -> None:
+    """Stop after the first step, when all is loaded and compiled, until a line comes in."""
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    out, steps = sys.stdout, itertools.count()
+
+    def wait(*_: object) -> None:
+        if next(steps) == 0:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            print("READY", file=out, flush=True)
+            sys.stdin.readline()
+
+    register_optimizer_step_post_hook(wait)
 
 
 def run_one(options: argparse.Namespace) -> dict[str, object]:
@@ -139,6 +172,7 @@ def run_one(options: argparse.Namespace) -> dict[str, object]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
     kind, options.peak = options.one.split("-")[0], 0.0
+    wait_for_turn()
     with contextlib.redirect_stdout(sys.stderr):
         times, tokens = {"stock": run_stock, "ours": run_ours, "trl": run_trl}[kind](options)
     # Batches differ in length, so the rate is the median of each step's own tokens over its own time.

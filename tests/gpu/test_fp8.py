@@ -6,7 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama2tut.gpu.fp8 import E4M3, Fp8Linear, multiply_in_fp8, nf4_to_fp8, quantize_rows, takes
+from llama2tut.gpu.fp8 import (
+    E4M3,
+    Fp8Linear,
+    Fp8Mlp,
+    multiply_in_fp8,
+    nf4_to_fp8,
+    quantize_rows,
+    swiglu,
+    swiglu_gradients,
+    takes,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(16, 64), (48, 64), (192, 576), (1536, 576), (576, 1536), (80, 1088), (272, 128)]  # outputs, inputs
@@ -18,6 +28,25 @@ def unpacked(packed, scales, codes, transposed):
     pairs = torch.stack([packed >> 4, packed & 15], dim=-1).view(*scales.shape, 64)
     weight = (codes[pairs.long()] * scales.float()[..., None]).view(len(scales), -1).to(E4M3)
     return weight.t().contiguous() if transposed else weight
+
+
+@swiglu.register_kernel("cpu")
+def activated(gate, up, gate_more, up_more):
+    """The same in plain PyTorch."""
+    kept = [] if gate_more is None else [gate + gate_more, up + up_more]
+    gate, up = (rows.float() for rows in kept or (gate, up))
+    product = torch.nn.functional.silu(gate) * up
+    return [*quantize_rows(product), *kept, *([product.bfloat16()] if kept else [])]
+
+
+@swiglu_gradients.register_kernel("cpu")
+def gradients_of_activated(gradient, more, gate, up, gate_outputs, up_outputs):
+    """The same by PyTorch's own derivative."""
+    outer, gate, up = (gradient if more is None else gradient + more).float(), gate.float(), up.float()
+    silu = torch.nn.functional.silu(gate)
+    to_gate, to_up, product = torch.ops.aten.silu_backward(outer * up, gate), outer * silu, silu * up
+    kept = [] if more is None else [rows.bfloat16() for rows in (to_gate, to_up, product)]
+    return [*quantize_rows(to_gate * gate_outputs), *quantize_rows(to_up * up_outputs), *kept]
 
 
 @pytest.fixture(params=DEVICES)
@@ -139,6 +168,88 @@ def test_nan_is_not_hidden(device):
     assert found[1].isnan().all()
 
 
+def rows_like(shape, device, factor=1.0):
+    """Rows of ordinary numbers, one of zeros, one with an outlier, and one of large negative numbers."""
+    rows = torch.randn(shape) * factor
+    rows[0], rows[1, 3], rows[2] = 0, 1000, -200
+    return rows.to(device, torch.bfloat16)
+
+
+def same_codes(found, scale, right, right_scale):
+    """Whether codes mean the same numbers: a sigmoid's last bit may take a number over a border between two codes."""
+    torch.testing.assert_close(scale, right_scale, rtol=1e-5, atol=0)
+    off_by = (found.float() - right.float()).abs()
+    assert (off_by <= right.float().abs() * 2**-3 + 2**-9).all()
+    assert (off_by > 0).float().mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("width", [64, 192, 576, 1024, 1536, 11008])
+def test_swiglu_and_its_gradients_are_pytorchs_in_one_pass(width, adapters):
+    if not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)):
+        pytest.skip("no GPU that multiplies in fp8")
+    torch.manual_seed(0)
+    gate, up, gate_more, up_more, gradient, more = (rows_like((33, width), "cuda") for _ in range(6))
+    outputs = torch.rand(2, width, device="cuda") + 0.1
+    extra = (gate_more, up_more) if adapters else (None, None)
+    found, right = swiglu(gate, up, *extra), activated(gate, up, *extra)
+    same_codes(*found[:2], *right[:2])
+    back = (gradient, more if adapters else None, *(right[2:4] if adapters else (gate, up)), *outputs)
+    found_back, right_back = swiglu_gradients(*back), gradients_of_activated(*back)
+    same_codes(*found_back[:2], *right_back[:2])
+    same_codes(*found_back[2:4], *right_back[2:4])
+    for one, other in zip([*found[2:], *found_back[4:]], [*right[2:], *right_back[4:]], strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-6)
+
+
+def mlp(device, adapted):
+    """A Llama MLP in nf4 whose adapters do something, and its layers one by one in fp8."""
+    import peft
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+    torch.manual_seed(0)
+    plain_mlp = LlamaMLP(LlamaConfig(hidden_size=128, intermediate_size=192))
+    for name, (outputs, inputs) in (("gate_proj", (192, 128)), ("up_proj", (192, 128)), ("down_proj", (128, 192))):
+        setattr(plain_mlp, name, Fp8Linear(nf4((torch.randn(outputs, inputs) * 0.2).bfloat16(), device)))
+    for name in adapted:
+        frozen = getattr(plain_mlp, name)
+        layer = peft.tuners.lora.Linear(torch.nn.Linear(frozen.in_features, frozen.out_features), "default",
+                                        peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False), r=4, lora_alpha=8)
+        layer.base_layer = frozen
+        setattr(plain_mlp, name, layer.to(device))
+    return plain_mlp
+
+
+@pytest.mark.parametrize("adapted", [(), ("gate_proj", "up_proj", "down_proj")], ids=["frozen", "adapted"])
+def test_an_mlp_in_one_is_its_layers_one_by_one(device, adapted):
+    one_by_one = mlp(device, adapted)
+    x = torch.randn(3, 11, 128, device=device, dtype=torch.bfloat16)
+    x[0, 0], x[1, 2, 5] = 0, 100
+    outer = torch.randn(3, 11, 128, device=device, dtype=torch.bfloat16)
+
+    def results(module):
+        rows = x.clone().requires_grad_()
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            product = module(rows)
+        return product, *torch.autograd.grad(product, (rows, *weights), outer)
+
+    exact, found = results(one_by_one), results(Fp8Mlp(one_by_one))
+    assert len(found) == 2 + 2 * len(adapted)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == other.dtype
+        assert off(one, other) < 0.03  # one of both rounds SwiGLU to bf16 before fp8
+
+
+def test_an_mlp_whose_adapters_are_off_is_the_frozen_one(device):
+    adapted = mlp(device, ("gate_proj", "up_proj", "down_proj"))
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        getattr(adapted, name).enable_adapters(False)
+    x = torch.randn(5, 128, device=device, dtype=torch.bfloat16)
+    assert torch.equal(Fp8Mlp(adapted)(x), Fp8Mlp(mlp(device, ()))(x))
+
+
 def test_frozen_layers_are_replaced_where_their_shape_allows_it(device):
     import peft
 
@@ -189,7 +300,9 @@ def test_compiled_and_recorded_it_is_what_it_is_alone():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_whole_models_gradients_are_nearer_to_bf16s_than_nf4_is_to_the_weights(device, toy_model_dir, checkpointing):
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["up_proj"]], ids=str)
+def test_a_whole_models_gradients_are_nearer_to_bf16s_than_nf4_is_to_the_weights(device, toy_model_dir, checkpointing,
+                                                                                 targets):
     """Of a padded batch with an odd number of tokens, through PEFT and autocast."""
     import peft
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -206,10 +319,13 @@ def test_a_whole_models_gradients_are_nearer_to_bf16s_than_nf4_is_to_the_weights
                                     bnb_4bit_compute_dtype=torch.bfloat16) if quantization == "4bit" else None
         base = AutoModelForCausalLM.from_pretrained(toy_model_dir, dtype=torch.bfloat16, quantization_config=config,
                                                     device_map={"": device})
-        model = peft.get_peft_model(base, peft.LoraConfig(r=1, target_modules="all-linear"))
+        model = peft.get_peft_model(base, peft.LoraConfig(r=1, target_modules=targets))
         prepare(model, SimpleNamespace(gradient_checkpointing=checkpointing, precision=precision, cuda_graphs=False,
-                                       liger=False, device=device, request=SimpleNamespace(lora_dropout=0)))
+                                       liger=False, device=device, sharded=False,
+                                       request=SimpleNamespace(lora_dropout=0)))
         assert sum(isinstance(module, Fp8Linear) for module in model.modules()) == 14 * (precision == "fp8")
+        assert sum(isinstance(module, Fp8Mlp) for module in model.modules()) == (
+            2 * (precision == "fp8" and targets != ["up_proj"]))
         loss = model.train()(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False,
                              labels=ids.masked_fill(mask == 0, -100).to(device)).loss
         loss.backward()

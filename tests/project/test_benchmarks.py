@@ -41,11 +41,17 @@ def _run_here(command, **_):
 class _Finished:
     """`subprocess.Popen` of a Python, within this one: done when it has been made."""
 
-    def __init__(self, command, **_):
-        self._code = _run_here(command).returncode
+    def __init__(self, command, stderr=None, **_):
+        done = _run_here(command)
+        self._code, self.stdout = done.returncode, io.StringIO(done.stdout)
+        if hasattr(stderr, "write"):
+            stderr.write(done.stderr)
 
     def wait(self):
         return self._code
+
+    def communicate(self, text):
+        return self.stdout.read(), None
 
 
 def _benchmark(argv, output):

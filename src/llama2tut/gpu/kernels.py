@@ -17,17 +17,16 @@ def liger_available() -> bool:
     return bool(importlib.util.find_spec("liger_kernel")) and triton_available()
 
 
-def patch_llama(*, training: bool, compiled: bool = False) -> None:
+def patch_llama(*, compiled: bool = False) -> None:
     """Put Liger's kernels into transformers' Llama, for this process; before the model is loaded.
 
     Args:
-        training: also fuse the last projection with the loss, so that no logits are kept.
         compiled: the layers will be compiled, which fuses their element-wise work better than ready-made kernels do.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(rope=not compiled, rms_norm=not compiled, swiglu=not compiled, cross_entropy=False,
-                                fused_linear_cross_entropy=training)
+                                fused_linear_cross_entropy=False)
     if not compiled:
         from transformers.models.llama import modeling_llama
 
@@ -82,6 +81,7 @@ def prepare(model: Any, config: RunConfig) -> None:
     """
     import torch
 
+    from llama2tut.gpu.adapters import multiply_inputs_once
     from llama2tut.gpu.cuda_graphs import autocast_decoder, capture_decoder
     from llama2tut.gpu.decoding import add_adapters_in_place
     from llama2tut.gpu.loss import at_labels_only
@@ -91,8 +91,9 @@ def prepare(model: Any, config: RunConfig) -> None:
         from llama2tut.gpu.fp8 import multiply_in_fp8
 
         multiply_in_fp8(base.model)
-    if not config.liger:  # which has a loss of its own
-        at_labels_only(base)
+    at_labels_only(base, fused=config.liger)
+    if config.device == "cuda" and not config.sharded:
+        multiply_inputs_once(base.model)
     if config.device == "cpu" and not config.request.lora_dropout:
         add_adapters_in_place(model)
     if config.device == "cpu" and config.precision == "bf16":

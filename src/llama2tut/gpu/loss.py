@@ -6,7 +6,7 @@ from typing import Any
 CHUNK = 512
 
 
-def at_labels_only(model: Any) -> None:
+def at_labels_only(model: Any, *, fused: bool = False) -> None:
     """Replace a Llama's forward, for calls with labels, by one that returns the loss and no logits.
 
     The loss is transformers' own: the mean cross-entropy, in float32, of every position that has a label other than
@@ -15,6 +15,7 @@ def at_labels_only(model: Any) -> None:
 
     Args:
         model: A causal language model with `model` and `lm_head`, as transformers builds it, adapters or none in it.
+        fused: Let Liger's kernel make each chunk's logits, loss and gradient in one go, where `lm_head` has no adapter.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -25,17 +26,24 @@ def at_labels_only(model: Any) -> None:
     def summed(hidden: Any, labels: Any) -> Any:
         return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), labels, reduction="sum")
 
-    def forward(*args: Any, labels: Any = None, **kwargs: Any) -> Any:
-        if labels is None:
-            return plain(*args, **kwargs)
-        hidden = model.model(*args, **kwargs).last_hidden_state  # (B, T, width)
-        labelled = labels[:, 1:] != -100  # (B, T - 1): a position's label is the token after it
-        hidden, labels = hidden[:, :-1][labelled], labels[:, 1:][labelled]
+    def mean(hidden: Any, labels: Any) -> Any:
+        if fused and len(labels) and type(model.lm_head) is torch.nn.Linear:
+            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+            return LigerFusedLinearCrossEntropyLoss()(model.lm_head.weight, hidden, labels)
         parts = list(zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True))
         if len(parts) > 1 and torch.is_grad_enabled():
             total = sum(checkpoint(summed, *part, use_reentrant=False) for part in parts)
         else:
             total = sum(summed(*part) for part in parts)
-        return CausalLMOutputWithPast(loss=total / len(labels))
+        return total / max(1, len(labels))
+
+    def forward(*args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        if labels is None:
+            return plain(*args, **kwargs)
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()  # (B * T,): the token after
+        labelled = (following != -100).nonzero().flatten()  # before the decoder, whose end a GPU would be waited for
+        hidden = model.model(*args, **kwargs).last_hidden_state.flatten(0, 1)  # (B * T, width)
+        return CausalLMOutputWithPast(loss=mean(hidden.index_select(0, labelled), following[labelled]))
 
     model.forward = forward

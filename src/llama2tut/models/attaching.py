@@ -64,7 +64,7 @@ def load_model(base_model: BaseModel, adapters: Sequence[Adapter], *, quantizati
     if on_gpu:
         check_cuda("answer on the CPU with CUDA_VISIBLE_DEVICES= in front")
     if on_gpu and kernels.liger_available():
-        kernels.patch_llama(training=False)
+        kernels.patch_llama()
     tokenizer = load_tokenizer(base_model.path)
     rows = max([len(tokenizer), *map(_vocabulary, adapters)])
     checked = [_checked(adapter, base_model, rows) for adapter in adapters]

@@ -93,7 +93,7 @@ def train(config: RunConfig, console: Console, checkpoint: Path | None,
     """
     run = TrainingRun(config, console, checkpoint, lambda model: _prepare(model, config), score)
     if config.liger:
-        kernels.patch_llama(training=True, compiled=config.cuda_graphs)
+        kernels.patch_llama(compiled=config.cuda_graphs)
     callbacks = compat.Callbacks(dtype=torch_dtype(config.precision), attention=config.attention, device=config.device,
                                  sharded=config.sharded,
                                  on_model=run.on_model, batches=run.batches, evaluate=run.evaluate,

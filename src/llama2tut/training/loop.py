@@ -160,6 +160,9 @@ class TrainingRun:
     def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if not module.training:
             return
+        if self.config.device == "cuda" and self.config.precision != "fp16" and ranks.world() == 1:
+            # Waited for now: upstream's progress bar would wait for the backward pass, too, and then for the next step.
+            output.loss = output.loss.cpu()
         self._step.add(output.loss, self._turn)
         # Upstream divides by the number of micro-batches and adds the gradients: without the share, the tokens of
         # a micro-batch with few trained ones would count more than others, and a last short group less.
@@ -181,8 +184,11 @@ class TrainingRun:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
-        # Reading the loss waits for the GPU, so time is taken after it; upstream's progress bar would wait here, too.
         loss, *asked = self._step.read(len(STOPPING))
+        if self.config.device == "cuda" and step in self.schedule.evaluate_at:
+            import torch
+
+            torch.cuda.synchronize()  # what is under way belongs to this step's time
         self._signal = next((number for number, some in zip(STOPPING, asked, strict=True) if some), self._signal)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
