@@ -7,19 +7,23 @@ import torch
 
 from llama2tut.gpu import loss
 from llama2tut.gpu.decoding import add_adapters_in_place
+from llama2tut.gpu.kernels import liger_available
 from llama2tut.training.packing import collate
 
 
 @pytest.fixture
 def model(toy_model_dir):
     """A PEFT model whose adapters do something, on the layers and on the last projection."""
+    return adapted(toy_model_dir, ["q_proj", "down_proj", "lm_head"])
+
+
+def adapted(folder, targets):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
-    base = LlamaForCausalLM.from_pretrained(toy_model_dir, use_cache=False)
+    base = LlamaForCausalLM.from_pretrained(folder, use_cache=False)
     torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "down_proj", "lm_head"],
-                                            task_type="CAUSAL_LM"))
+    model = get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM"))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -61,6 +65,25 @@ def test_loss_and_gradients_are_transformers_own(model, batch, monkeypatch, chun
     assert_same(loss_and_gradients(model, batch), expected)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(**batch).loss, expected[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "lm_head"]], ids=str)
+def test_ligers_kernel_gives_the_same(toy_model_dir, batch, targets):
+    if not (torch.cuda.is_available() and liger_available()):
+        pytest.skip("no GPU, or no Liger")
+    model, batch = adapted(toy_model_dir, targets).cuda(), {name: tensor.cuda() for name, tensor in batch.items()}
+    expected = loss_and_gradients(model, batch)
+    loss.at_labels_only(model.get_base_model(), fused=True)
+    assert_same(loss_and_gradients(model, batch), expected)
+    assert loss_and_gradients(model, {**batch, "labels": torch.full_like(batch["labels"], -100)})[0] == 0
+
+
+def test_a_batch_without_labels_trains_nothing(model, batch):
+    loss.at_labels_only(model.get_base_model())
+    found, gradients = loss_and_gradients(model, {**batch, "labels": torch.full_like(batch["labels"], -100)})
+    assert found == 0
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_logits_are_computed_where_there_is_a_label_and_few_are_held_at_once(model, batch, monkeypatch):
