@@ -41,8 +41,16 @@ class StepLoss:
         self._sums = torch.stack([loss, *(loss.new_full((), float(one)) for one in asked)])
         ranks.add_up([*gradients, self._sums])
 
-    def read(self, count: int) -> list[float]:
-        """The step's loss, and how many ranks were asked for each of `count` things; none where there is one rank."""
+    def read(self, count: int, *, wait: bool) -> list[float]:
+        """The step's loss, and how many ranks were asked for each of `count` things; none where there is one rank.
+
+        Args:
+            wait: for what the GPU has still to do, so that an evaluation that follows is not charged with it.
+        """
+        import torch
+
+        if wait and torch.cuda.is_available():
+            torch.cuda.synchronize()
         if self._sums is None:
             return [sum(loss.item() for loss in self._parts), *[0.0] * count]
         return [float(number) for number in self._sums.tolist()]

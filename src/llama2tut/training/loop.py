@@ -184,11 +184,7 @@ class TrainingRun:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
-        loss, *asked = self._step.read(len(STOPPING))
-        if self.config.device == "cuda" and step in self.schedule.evaluate_at:
-            import torch
-
-            torch.cuda.synchronize()  # what is under way belongs to this step's time
+        loss, *asked = self._step.read(len(STOPPING), wait=step in self.schedule.evaluate_at)
         self._signal = next((number for number, some in zip(STOPPING, asked, strict=True) if some), self._signal)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
