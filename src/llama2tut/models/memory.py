@@ -18,7 +18,9 @@ _LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, 
 # The peak while one layer is recomputed, in units of what its activations take; measured.
 _RECOMPUTED_LAYERS = 4.5
 # Of a CPU, measured: GiB of Python and its packages, and of the chunk of logits that the loss holds.
-_PROCESS, _LOSS_COPIES = 0.7, 4
+_PROCESS, _LOSS_COPIES = 0.6, 4
+_MIB = 2**20
+_MAPPED = 32 * _MIB  # bytes of a tensor from which glibc gives it back at once
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
             + inner * ("mlp.down_proj" in targets))
     if quantization == "8bit":
         kept *= 2  # int8 products keep their inputs twice
-    if request.lora_dropout:  # each adapter keeps its own dropped input, two bytes, and what was dropped, one
-        kept += 1.5 * sum(base_model.linears[name][0] for name in targets)
+    if request.lora_dropout:  # each adapter keeps its own dropped input and, in a byte a value, what was dropped
+        kept += (1 + 1 / bytes_each) * sum(base_model.linears[name][0] for name in targets)
     layer = tokens * kept * bytes_each
-    activations = layers * layer
+    activations = layers * layer * (_with_holes(tokens * inner * 4) if on_cpu else 1)
     if gradient_checkpointing:
         activations = layers * tokens * width * bytes_each + _RECOMPUTED_LAYERS * layer
     if quantization == "8bit" and gradient_checkpointing:  # which does not free the inputs that int8 products save
@@ -87,6 +89,15 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
                     adapters=lora * _ADAPTER_BYTES / _GIB, activations=activations / _GIB,
                     workspace=_PROCESS + logits / _GIB if on_cpu else max(_WORKSPACE, logits / _GIB),
                     loading=(linear * loaded + others * bytes_each) / _GIB)
+
+
+def _with_holes(largest: int) -> float:
+    """What activations take on a CPU, holes that batches of other lengths left among them included; measured.
+
+    Args:
+        largest: bytes of the largest tensor that a layer keeps.
+    """
+    return 1.1 if largest >= _MAPPED else min(max(0.75, 0.53 + 0.058 * largest / _MIB), 1.4)
 
 
 def advice(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, room: float, *,
