@@ -19,6 +19,7 @@ _WORD_START = re.compile(r"(?<!\S)\S")
 _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without spaces, or a link
 # No cell holds this character. It parts what spells a special token in a cell, and encloses what stands for one.
 _NUL = "\0"
+_SAME: dict[int, int] = {}  # one object an id: a million rows have a hundred million ids, each of 32 bytes otherwise
 
 
 class Example(TypedDict):
@@ -188,7 +189,8 @@ def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def plain_ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
     """Ids of texts read as plain text; unless told not to, the tokenizer puts its own bos (and eos) around each."""
-    return list(tokenizer(texts, split_special_tokens=True, verbose=False, **options).input_ids)
+    found = tokenizer(texts, split_special_tokens=True, verbose=False, **options).input_ids
+    return [[_SAME.setdefault(token, token) for token in ids] for ids in found]
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
