@@ -206,8 +206,9 @@ def test_more_rows_than_one_call_takes_keep_their_order():
 
 def test_an_id_is_in_memory_once_however_many_rows_have_it():
     rows = [{"dialogue": f"{n} {'é' * 20}", "summary": "ü"} for n in range(50)]
-    ids = [token for example in encode_rows(BYTES, SAMSUM, rows, 512, "train").examples for token in example["input_ids"]]
-    large = [token for token in ids if token > 256]  # Python itself has one object each of those below
+    examples = encode_rows(BYTES, SAMSUM, rows, 512, "train").examples
+    # Python itself has one object each of the ids below.
+    large = [token for example in examples for token in example["input_ids"] if token > 256]
     assert len(large) > 50
     assert len({id(token) for token in large}) == len(set(large))
 
