@@ -127,7 +127,7 @@ def test_ranks_share_rows_and_give_the_answers_of_one(run_ranks, toy_model_dir, 
 
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
 def test_a_model_in_parts_trains_as_whole_models_do(run_ranks, quantization):
-    flags = ["--quantization", quantization, "--max-steps", 3, "--eval-steps", 2]
+    flags = ["--quantization", quantization, "--max-steps", 3, "--eval-steps", 2, "--eval-generate", 2]
     whole, _ = run_ranks("whole", 2, *flags, "--shard", "off")
     parts, said = run_ranks("parts", 2, *flags, "--shard", "on", "--save-steps", 1)
     assert "a part of the model" in said
@@ -177,7 +177,7 @@ def _alive(pid):
 
 @pytest.fixture
 def launched(toy_model_dir, arithmetic_dir, tmp_path):
-    return lambda: _Launched(_line(toy_model_dir, arithmetic_dir, tmp_path / "run"), tmp_path / "run")
+    return lambda name="run": _Launched(_line(toy_model_dir, arithmetic_dir, tmp_path / name), tmp_path / name)
 
 
 def test_a_killed_rank_ends_the_run_and_is_named(launched):
@@ -189,13 +189,17 @@ def test_a_killed_rank_ends_the_run_and_is_named(launched):
     assert "Traceback" not in said
 
 
-def test_a_signal_ends_all_ranks_with_one_checkpoint(launched, tmp_path):
-    run = launched()
-    run.process.send_signal(signal.SIGTERM)
-    said = run.end()
-    assert said.strip().endswith(str(128 + signal.SIGTERM))
-    assert said.count("stopped after step") == 1
-    assert read_position(newest_checkpoint(tmp_path / "run")[0]).step > 0
+def test_a_signal_ends_all_ranks_of_one_run_with_one_checkpoint(launched, tmp_path):
+    """Another run of the same host goes on."""
+    run, other = launched("run"), launched("other")
+    for one, name in ((run, "run"), (other, "other")):
+        assert one.process.poll() is None
+        assert all(map(_alive, one.pids))
+        one.process.send_signal(signal.SIGTERM)
+        said = one.end()
+        assert said.strip().endswith(str(128 + signal.SIGTERM))
+        assert said.count("stopped after step") == 1
+        assert read_position(newest_checkpoint(tmp_path / name)[0]).step > 0
 
 
 def test_no_rank_outlives_a_killed_launcher(launched):

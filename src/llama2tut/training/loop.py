@@ -62,7 +62,7 @@ class TrainingRun:
         self._append: Callable[[dict[str, Any]], None]  # adds to metrics.jsonl, between `hooks`
         self._step = StepLoss()
         self._turn: Turn  # of the micro-batch that upstream's loader handed out last
-        self._signal: int | None = None
+        self._asked: int | None = None  # the signal that this process got
         self._evaluated_at: int | None = None
         self._saved_at, self._peak = time.monotonic(), 0.0
         self._resumed_micro, self._resumed_step = self.at.micro, self.at.step
@@ -172,7 +172,7 @@ class TrainingRun:
             ranks.after_backward(output.loss, self._add_up)
 
     def _add_up(self) -> None:
-        self._step.add_up(self.model, [self._signal == number for number in STOPPING])
+        self._step.add_up(self.model, self._asked_for)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if "optimizer" in self._restore:
@@ -184,8 +184,8 @@ class TrainingRun:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
-        loss, *asked = self._step.read(len(STOPPING), wait=step in self.schedule.evaluate_at)
-        self._signal = next((number for number, some in zip(STOPPING, asked, strict=True) if some), self._signal)
+        loss, *asked = self._step.read(self._asked_for, wait=step in self.schedule.evaluate_at)
+        stop = next((number for number, some in zip(STOPPING, asked, strict=True) if some), None)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
         self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds,
@@ -203,10 +203,15 @@ class TrainingRun:
                               f"{clock(left)} left", last=step == steps)
         if step in self.schedule.evaluate_at:
             self._evaluate(step)
-        self._save_if_due(optimizer)
+        self._save_if_due(optimizer, stop)
         self._step = StepLoss(started=time.perf_counter())
 
     # The parts of a step.
+
+    @property
+    def _asked_for(self) -> list[bool]:
+        """Which of the signals that stop a run this process got."""
+        return [self._asked == number for number in STOPPING]
 
     @property
     def peak_gib(self) -> float | None:
@@ -273,24 +278,24 @@ class TrainingRun:
             self.stopped_early = True
             self.console.note(f"stopping early: no better validation loss since step {self.at.best_step:,}")
 
-    def _save_if_due(self, optimizer: Any) -> None:
+    def _save_if_due(self, optimizer: Any, stop: int | None) -> None:
         if self.at.step == self.schedule.steps or self.stopped_early:
             return  # the adapter is published now, and resumed with no batch left, upstream would divide by zero
         every = self.config.request.save_steps
         due = self.at.step % every == 0 if every else time.monotonic() - self._saved_at > _SAVE_EVERY
-        if self._signal is None and not due:
+        if stop is None and not due:
             return
         if ranks.rank() == 0:
             save_checkpoint(self.config.output_dir, self.model, optimizer, self.at)
         self._saved_at = time.monotonic()
-        if self._signal is not None:
+        if stop is not None:
             ranks.wait_for_all()
-            raise Interrupted(self._signal, f"stopped after step {self.at.step:,} of {self.schedule.steps:,}; go on "
-                                            f"with: {self.config.resume_command}")
+            raise Interrupted(stop, f"stopped after step {self.at.step:,} of {self.schedule.steps:,}; go on with: "
+                                    f"{self.config.resume_command}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signal is not None or self.at.micro == self._resumed_micro:
+        if self._asked is not None or self.at.micro == self._resumed_micro:
             # Asked twice, or before the first step has begun, when there is nothing to keep.
             raise Interrupted(number, f"stopped at once; go on with: {self.config.resume_command}")
-        self._signal = number
+        self._asked = number
         self.console.note("finishing the step and writing a checkpoint; once more to stop at once")
