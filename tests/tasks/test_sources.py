@@ -389,3 +389,17 @@ def test_folders_of_configurations_are_named(tmp_path):
     [fault] = refused(tmp_path)
     assert "(long, plain)" in fault
     assert fault.endswith(f"--data {tmp_path}/long")
+
+
+def test_what_is_wrong_with_a_files_form_and_with_its_cells_is_said_together(tmp_path):
+    (tmp_path / "train.csv").write_text("instruction,output,answer\na,= 1,1\nb,,2\nc,= 3,3,\nd,= 4,4,x\n")
+    (tmp_path / "validation.jsonl").write_text(
+        '{"instruction": "a", "output": "", "answer": "1"}\n{}\n{"instruction": "b"\n')
+    (tmp_path / "test.json").write_text('[{"instruction": "a", "output": "x", "answer": ""}, 3]')
+    with pytest.raises(DataError) as caught:
+        load_rows(ARITHMETIC, str(tmp_path), seed=42)
+    faults = "\n".join(caught.value.faults)
+    for words in ("train.csv: row 4: 4 cells", "train.csv: column 'output': empty in row 2", "validation.jsonl: line 3",
+                  "validation.jsonl: column 'output': empty in 2 rows", "test.json: row 2: no object",
+                  "test.json: column 'answer': empty in row 1"):
+        assert words in faults

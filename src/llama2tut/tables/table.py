@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -66,6 +66,14 @@ def numbered(rows: list[int]) -> str:
     if len(rows) == 1:
         return f"row {rows[0]}"
     return f"{len(rows):,} rows ({', '.join(map(str, rows[:3]))}{', …' if len(rows) > 3 else ''})"
+
+
+def until_fault(rows: Iterable[NumberedRow], faults: list[str]) -> Iterator[NumberedRow]:
+    """The rows up to what keeps their file from being read on; that goes into `faults`."""
+    try:
+        yield from rows
+    except DataError as error:
+        faults += error.faults
 
 
 def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:

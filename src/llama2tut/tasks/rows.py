@@ -11,8 +11,7 @@ a split, an id that stands for different rows, the header in between, rows of va
 in other capitals or spaces, or ask what a train row asks.
 
 A set without a validation or test split has rows held out of train for it, by the seeded order of the distinct rows:
-as many as `held_out_rows` says, or the shares that were asked for. Every command that is given the same seed and shares
-sees the same splits.
+as many as `held_out_rows` says, or the shares that were asked for. The same seed and shares give the same splits.
 """
 
 import random
@@ -22,7 +21,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from llama2tut.errors import DataError
-from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered
+from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered, until_fault
 from llama2tut.tasks.sources import SPLITS, find, split_of
 from llama2tut.tasks.task import Task, chat_cells
 
@@ -106,6 +105,8 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     except OSError as error:
         raise DataError(f"--data: {error.filename or data} cannot be read ({error.strerror or error}); mend that, or "
                         "download it again") from error
+    except DataError as error:
+        raise DataError(*faults, *error.faults) from error
     rows = found.rows
     held_out: tuple[str, ...] = ()
     if not faults:
@@ -147,7 +148,7 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
     bad: dict[tuple[str, str], list[int]] = {}
     headers = []
     placed = []
-    for number, cells in _conversations(table, bad) if task.chat else table.rows:
+    for number, cells in until_fault(_conversations(table, bad) if task.chat else table.rows, faults):
         if all(cells.get(column) == column for column in task.columns):
             headers.append(number)
         texts = {column: cell_text(cells.get(column)) for column in task.columns}

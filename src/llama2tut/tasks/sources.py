@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from llama2tut import hub
-from llama2tut.errors import DataError, UserError, foreign, ran_out, reason
+from llama2tut.errors import DataError, Faults, UserError, foreign, ran_out, reason
 from llama2tut.files import open_input, read_input
 from llama2tut.resources import shipped
 from llama2tut.tables.archives import unpack, unzipped
@@ -198,7 +198,10 @@ def _files(source: str, files: dict[str, Path], reading: Reading, take: Take[Tak
                         f"its name (there: {there}); rename them, or name one file with --data")
     count, kinds = len(contents), "/".join(sorted({kind(name)[1:] for name in contents}))
     wanted = dict.fromkeys(name for split in SPLITS for name in groups.get(split, ()))  # a name may be of two splits
-    read = {name: _read(name, contents.pop(name), reading, take) for name in wanted}
+    faults = Faults()
+    read = {name: found for name in wanted if (found := faults.attempt(_read, name, contents.pop(name), reading, take))}
+    if faults:
+        raise DataError(*faults)
     rows = {split: [row for name in groups.get(split, ()) for row in read[name][0]] for split in SPLITS}
     how = dict.fromkeys(said for _, table in read.values() for said in table.how if said)
     said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
