@@ -214,3 +214,28 @@ def test_the_filters_of_a_browser_are_those_of_the_table(tmp_path):
     assert re.findall(r'<article [^>]*id="row-(\d)"[^>]*hidden', dom) == ["1", "2"]
     assert "1 of 3 rows</output>" in dom
     assert "CONSOLE" not in log
+
+
+def many():
+    """Sixty rows that are right, then sixty that are wrong."""
+    right, _, wrong = arithmetic().rows
+    return replace(arithmetic(), rows=(right,) * 60 + (wrong,) * 60)
+
+
+def test_many_rows_stand_in_blocks_and_few_do_not():
+    outline = Outline(page(many()))
+    assert len(outline.articles) == 120
+    assert len([attrs for attrs in outline.all("div") if attrs.get("class") == "block"]) == 3
+    assert not [attrs for attrs in Outline(page(arithmetic())).all("div") if attrs.get("class") == "block"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+def test_a_block_without_a_row_to_show_goes(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page(many()), "utf-8")
+    dom, log, _ = browse(file, "#wrong")
+    hidden = ["hidden" in attributes for attributes in re.findall(r'<div class="block"([^>]*)', dom)]
+    assert hidden == [True, False, False]
+    assert "60 of 120 rows</output>" in dom
+    assert "CONSOLE" not in log  # sizes set by the script are none of the styles that the policy forbids

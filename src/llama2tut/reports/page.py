@@ -22,6 +22,7 @@ from llama2tut.tasks.metrics import UNSPACED
 _TOKEN = regex.compile(rf"(?V1)-?\d+(?:[.,]\d+)*|[{UNSPACED}]\p{{M}}*|[\w--[{UNSPACED}]]+(?:['’]\w+)*|\s+|[^\w\s]")
 _WORD = re.compile(r"-?\d|\w")
 _GROUPS = 6  # shown of each property
+_BLOCK = 50  # rows
 
 
 def page(comparison: Comparison) -> str:
@@ -54,7 +55,7 @@ def page(comparison: Comparison) -> str:
         "groups": _groups(comparison),
         "hint": '<p class="hint">' + " ".join(hints) + "</p>" if metric else "",
         "filters": "".join(f'<a href="#{kind}">{label}</a>' for kind, label in labels.items()),
-        "rows": "\n".join(_rows(comparison)),
+        "rows": "\n".join(_blocks(list(_rows(comparison)))),
         "run": _run(comparison),
         "version": __version__,
         # `<` is the only way out of a script element, and JSON has another spelling for it.
@@ -146,6 +147,13 @@ def _rows(comparison: Comparison) -> Iterator[str]:
             cells.append(_cell(name, badge, _marked(comparison, row, at), row.answers[at], n))
         yield (f'<article class="row" id="row-{n}" data-is="{" ".join(kinds)}">'
                f'<h3><a href="#row-{n}" aria-label="row {n}">{n}</a></h3>{"".join(cells)}</article>')
+
+
+def _blocks(rows: list[str]) -> Iterator[str]:
+    """Many rows in blocks, each of which the browser lays out when it comes into view."""
+    for first in range(0, len(rows), _BLOCK):
+        some = "\n".join(rows[first:first + _BLOCK])
+        yield f"<div{' class=block' if len(rows) > _BLOCK else ''}>\n{some}\n</div>"
 
 
 def _shared(texts: set[str]) -> str:
