@@ -193,12 +193,10 @@ class TrainingRun:
         self.tokens += self._step.tokens
         self.seconds += seconds
         epoch = self.schedule.batches[self.at.micro - 1][0] + 1
-        rate = self._step.tokens / seconds
-        lr = optimizer.param_groups[0]["lr"]
-        self._append({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "tokens_per_s": round(rate, 1),
+        rate, lr = self._step.tokens / seconds, optimizer.param_groups[0]["lr"]
+        self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self.at.elapsed, 3)})
-        steps = self.schedule.steps
-        left = (steps - step) * self.seconds / (step - self._resumed_step)
+        left = ((steps := self.schedule.steps) - step) * self.seconds / (step - self._resumed_step)
         self.console.progress(f"step {step:,}/{steps:,}  loss {loss:.3f}  lr {lr:.1e}  {rate:,.0f} tokens/s  "
                               f"{clock(left)} left", last=step == steps)
         if step in self.schedule.evaluate_at:
@@ -240,6 +238,9 @@ class TrainingRun:
         return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width,
                        pad_id=0)
 
+    def _record(self, entry: dict[str, Any]) -> None:
+        self._append(entry)
+
     def _publish(self) -> None:
         if ranks.rank() == 0:
             publish(self.config.output_dir, partial(save_adapter, self.model, self._initial))
@@ -263,7 +264,7 @@ class TrainingRun:
         if better and self.config.request.keep == "best":
             self._publish()  # before answers are asked for, which can go wrong
         extra = self.score(self.model) if self.score else {}
-        self._append({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
+        self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
         shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
         self.console.note(f"step {step:,}: validation loss {loss:.4f}{shown}")
         if better:
