@@ -31,7 +31,7 @@ def nf4_to_fp8(packed: torch.Tensor, scales: torch.Tensor, codes: torch.Tensor, 
     Returns:
         e4m3, contiguous, (N, K) or (K, N).
     """
-    from llama2tut.gpu.unpacking import unpack
+    from llama2tut.gpu.fp8_kernels import unpack
 
     return unpack(packed, scales, codes, transposed)  # type: ignore[no-any-return]
 
@@ -71,9 +71,9 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, gate_more: torch.Tensor | None,
         The product's codes and scale, as `quantize_rows` gives them. With adapters also gate, up and the product with
         what was added, in bf16.
     """
-    from llama2tut.gpu.swiglu import forward
+    from llama2tut.gpu.fp8_kernels import activate
 
-    return forward(gate, up, gate_more, up_more)
+    return activate(gate, up, gate_more, up_more)
 
 
 @swiglu.register_fake
@@ -97,9 +97,9 @@ def swiglu_gradients(gradient: torch.Tensor, more: torch.Tensor | None, gate: to
         Codes and scale of gate's gradient, then of up's. With adapters also both gradients, without the factors, and
         the product, in bf16.
     """
-    from llama2tut.gpu.swiglu import backward
+    from llama2tut.gpu.fp8_kernels import differentiate
 
-    return backward(gradient, more, gate, up, gate_outputs, up_outputs)
+    return differentiate(gradient, more, gate, up, gate_outputs, up_outputs)
 
 
 @swiglu_gradients.register_fake
