@@ -14,7 +14,7 @@ _WEIGHT_BYTES = {"4bit": 0.516, "8bit": 1.002}  # nf4 with double-quantised scal
 _FP8_BYTES = {"4bit": 0.516 + 2 / 64, "none": 1.0}  # nf4's scales unpacked, too
 _ADAPTER_BYTES = 32  # float32 weight, gradient, its copy out of the CUDA graph, and Adam's two moments; measured
 _WORKSPACE = 0.6  # GiB: cuBLAS, the chunks of the loss, fragments of the allocator
-_LOGIT_BYTES = 10  # of validation, which does not chunk its loss: bf16 logits, float32 logits, log-probabilities
+_LOGIT_BYTES = 10  # of a chunk of the loss: bf16 logits, float32 logits, log-probabilities
 # The peak while one layer is recomputed, in units of what its activations take; measured.
 _RECOMPUTED_LAYERS = 4.5
 # Of a CPU, measured: GiB of Python and its packages, and of the chunk of logits that the loss holds.
@@ -78,9 +78,7 @@ def estimate(base_model: BaseModel, request: FinetuneRequest, precision: str, qu
         activations += layers * tokens * (3 * width + inner) * bytes_each
     loaded = _WEIGHT_BYTES.get(quantization, bytes_each)
     kept_each = _FP8_BYTES[quantization] if precision == "fp8" else loaded
-    logits = tokens * base_model.config["vocab_size"] * _LOGIT_BYTES
-    if on_cpu:
-        logits = min(tokens, CHUNK) * base_model.config["vocab_size"] * 4 * _LOSS_COPIES
+    logits = min(tokens, CHUNK) * base_model.config["vocab_size"] * (4 * _LOSS_COPIES if on_cpu else _LOGIT_BYTES)
     weights = linear * kept_each + others * bytes_each
     if parts > 1:  # beside its part, a GPU holds what is computed now and what comes next
         weights = weights / parts + 2 * linear / layers * kept_each + others * bytes_each
