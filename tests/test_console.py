@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from llama2tut.console import Console, visible
+from llama2tut.console import Console, counted, visible
 from llama2tut.errors import MachineError
 
 
@@ -122,3 +122,8 @@ def test_a_closed_stderr_stops_nothing():
     console.note("x")
     console.write("the result\n")
     assert out.getvalue() == "the result\n"
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 rows"), (1, "1 row"), (1234, "1,234 rows")])
+def test_one_is_no_plural(count, said):
+    assert counted(count, "row", "rows") == said

@@ -126,6 +126,11 @@ class _Spelled(dict[int, str]):
 _SPELLED = _Spelled()
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """`1 row`, or `1,234 rows`."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def clock(seconds: float) -> str:
     """`1:05` or `2:03:04`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -345,7 +345,7 @@ def test_rows_beyond_what_the_model_was_made_for_are_counted(run_cli, toy_model_
     outcome = run_cli("finetune", "--task", tmp_path / "own.yaml", "--data", tmp_path, "--model", toy_model_dir,
                       "--gpus", 0, "--context-length", 8_000, "--max-steps", 1, "--output-dir", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    assert "train: 1 rows are longer than the 512 tokens that" in outcome.err
+    assert "train: 1 row is longer than the 512 tokens that" in outcome.err
 
 
 def test_an_adapter_is_published_before_its_answers_are_scored(finetune, tmp_path, monkeypatch):

@@ -162,7 +162,8 @@ def test_a_single_file_has_rows_held_out_by_seed(tmp_path, count):
     size = {3: 1, 40: 8, 500: 25, 20_100: 1000}[count]
     assert [len(part) for part in splits_of(rows).values()] == [count - 2 * size, size, size]
     assert sorted(int(row["answer"]) for part in splits_of(rows).values() for row in part) == list(range(count))
-    assert rows.notes == tuple(f"file {path}: no {split} split; {size:,} train rows are held out for it by seed 42"
+    some = "1 train row is" if size == 1 else f"{size:,} train rows are"
+    assert rows.notes == tuple(f"file {path}: no {split} split; {some} held out for it by seed 42"
                                for split in ("validation", "test"))
     only = load(path, ARITHMETIC, splits=("test",))
     assert (only.train, only.validation, only.test) == ([], [], rows.test)
@@ -286,8 +287,8 @@ def test_repeated_rows_and_ids_are_noted(tmp_path):
     loaded = load(tmp_path)
     assert loaded.train == rows
     assert loaded.notes == (
-        f"train: 1 rows repeat an earlier one ({tmp_path}/train.csv row 9 = {tmp_path}/train.csv row 3)",
-        "train: 1 ids stand for different rows (train-3)")
+        f"train: 1 row repeats an earlier one ({tmp_path}/train.csv row 9 = {tmp_path}/train.csv row 3)",
+        "train: 1 id stands for different rows (train-3)")
 
 
 def test_a_folder_without_recognisable_files(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from llama2tut.config.requests import CompareRequest
 from llama2tut.config.runs import package_versions
 from llama2tut.config.votes import read_votes
-from llama2tut.console import Console, Result, visible
+from llama2tut.console import Console, Result, counted, visible
 from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import Faults, MachineError, UsageError
@@ -218,8 +218,9 @@ def _answers(config: InferenceConfig, request: CompareRequest, models: Models, i
     base = config.base_model.name
     asked: list[tuple[Column, list[list[int]], int | None]] = [(Column("base", "base", base), ids, None)]
     if shots:
-        asked.append((Column("few_shot", "few-shot", f"{base} with {shots[1]:,} worked examples in its prompt, of "
-                                                     f"{request.shots:,} asked for"), shots[0], None))
+        examples = counted(shots[1], "worked example", "worked examples")
+        asked.append((Column("few_shot", "few-shot", f"{base} with {examples} in its prompt, of {request.shots:,} "
+                                                     "asked for"), shots[0], None))
     for number, adapter in enumerate(config.adapters):
         name = f"finetuned_{number + 1}" if number else "finetuned"
         asked.append((Column(name, "adapter", str(adapter.path)), ids, number))

@@ -10,7 +10,7 @@ from pathlib import Path
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, EVENTS_NAME, METRICS_NAME, SUMMARY_NAME, RunConfig, read_run
 from llama2tut.config.upstream_fields import check_upstream
-from llama2tut.console import Console, Result
+from llama2tut.console import Console, Result, counted
 from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import Faults, MachineError, UsageError, ran_out
@@ -96,8 +96,8 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
     splits, notes = run_examples(config.request, tokenizer)  # refuses rows while nothing is lost yet
     for split, examples in splits.items():
         if long := sum(len(example["input_ids"]) > base_model.positions for example in examples):
-            notes.append(f"{split}: {long:,} rows are longer than the {base_model.positions:,} tokens that "
-                         f"{base_model.name} was made for; a lower --context-length shortens or names them")
+            notes.append(f"{split}: {counted(long, 'row is', 'rows are')} longer than the {base_model.positions:,} "
+                         f"tokens that {base_model.name} was made for; a lower --context-length shortens or names them")
     for note in notes:
         console.warn(note)
     lengths = (len(example["input_ids"]) for examples in splits.values() for example in examples)
@@ -129,7 +129,7 @@ def _recipe(request: FinetuneRequest, device: str) -> str:
     source = "the saved run" if request.resume else request.config or recipe_name(request.task, device)
     batches = request.gradient_accumulation_steps
     epochs = "1 epoch" if request.epochs == 1 else f"{request.epochs} epochs"
-    return (f"recipe: {source}; learning rate {request.lr:g}, {request.batch_size} rows a batch"
+    return (f"recipe: {source}; learning rate {request.lr:g}, {counted(request.batch_size, 'row', 'rows')} a batch"
             f"{f' and {batches} batches a step' if batches > 1 else ''}, {epochs}, LoRA r {request.lora_r} on "
             f"{', '.join(request.lora_targets)}")
 

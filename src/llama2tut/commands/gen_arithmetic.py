@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from llama2tut import resources
 from llama2tut.config.requests import GenArithmeticRequest, Op
-from llama2tut.console import Console, Result
+from llama2tut.console import Console, Result, counted
 from llama2tut.errors import DataError, UsageError
 from llama2tut.files import output_fault, read_input, staging, sync, writing
 from llama2tut.tasks.task import ARITHMETIC
@@ -78,7 +78,7 @@ def run(request: GenArithmeticRequest, console: Console) -> Result:
             os.replace(new / split, path)
     folder = str(request.output_dir)
     data = "" if folder == ARITHMETIC.default_data else f" --data {shlex.quote(folder)}"
-    written = "".join(f"{path}  {counts[split]:,} rows\n" for split, path in files.items())
+    written = "".join(f"{path}  {counted(counts[split], 'row', 'rows')}\n" for split, path in files.items())
     return Result(f"{written}next: llama2tut finetune --task arithmetic{data}\n")
 
 

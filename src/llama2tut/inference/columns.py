@@ -218,8 +218,9 @@ class Models:
             self._console.note(f"{', '.join(changed)}: what is left with the adapter switched off is not the base "
                                "model; the base model and each of these are loaded apart")
         else:
-            self._console.note(f"the base column is the base model: on the first {len(self._probes)} prompts its "
-                               "logits are the same before adapters are loaded and with them switched off")
+            asked = "prompt" if len(self._probes) == 1 else f"{len(self._probes)} prompts"
+            self._console.note(f"the base column is the base model: on the first {asked} its logits are the same "
+                               "before adapters are loaded and with them switched off")
 
 
 @dataclass(frozen=True)

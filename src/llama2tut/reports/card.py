@@ -10,7 +10,7 @@ from typing import Any
 from llama2tut import __version__
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import SUMMARY_NAME, RunConfig, read_metrics
-from llama2tut.console import Console, clock
+from llama2tut.console import Console, clock, counted
 from llama2tut.files import write_whole, writing
 from llama2tut.models.smollm2 import ALIAS
 from llama2tut.reports.comparison import Comparison
@@ -24,7 +24,7 @@ def write_report(config: RunConfig, run: TrainingRun, console: Console) -> None:
     summary = _summary(config, run, [entry["loss"] for entry in metrics if "loss" in entry])
     with writing(config.output_dir):
         write_whole(config.output_dir / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
-    console.note(f"trained {summary['steps']:,} steps in {clock(summary['seconds'])}, "
+    console.note(f"trained {counted(summary['steps'], 'step', 'steps')} in {clock(summary['seconds'])}, "
                  f"{summary['tokens_per_s']:,.0f} tokens/s; validation loss {_kept(summary)[0]:.4f}"
                  + (" (early stop)" if summary["stopped_early"] else ""))
     for name, make in (("loss.png", lambda path: plot_losses(metrics, path)),

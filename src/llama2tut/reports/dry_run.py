@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from llama2tut.config.runs import RunConfig
-from llama2tut.console import Console, visible
+from llama2tut.console import Console, counted, visible
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import load_tokenizer
 from llama2tut.tasks.examples import run_examples
@@ -45,8 +45,9 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
         lines += ["", f"# example {number}; what is in [[ ]] is trained on, and « » mark special tokens",
                   *marked(tokenizer, example)]
     lines += ["", "# course",
-              f"{len(schedule.batches):,} batches, {schedule.steps:,} steps, {total:,} tokens",
-              f"about {total / rate / config.ranks / 60:,.0f} minutes, if this {like}"]
+              f"{counted(len(schedule.batches), 'batch', 'batches')}, {counted(schedule.steps, 'step', 'steps')}, "
+              f"{total:,} tokens",
+              f"about {counted(round(total / rate / config.ranks / 60), 'minute', 'minutes')}, if this {like}"]
     if config.ranks > 1:
         share = math.ceil(config.batches_per_step / config.ranks)
         lines += [f"rank {rank}: batches {rank + 1}, {rank + 1 + config.ranks}, … of each step's "
@@ -61,8 +62,9 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
 def lengths(examples: Iterable[Any]) -> str:
     """Rows and their lengths in tokens, in one line."""
     sizes = sorted(len(example["input_ids"]) for example in examples)
-    return (f"{len(sizes):,} rows of {sizes[0]} to {sizes[-1]} tokens (median {statistics.median(sizes):.0f}, "
-            f"mean {statistics.mean(sizes):.0f}, 95 % under {sizes[int(0.95 * (len(sizes) - 1))] + 1})")
+    return (f"{counted(len(sizes), 'row', 'rows')} of {sizes[0]} to {sizes[-1]} tokens "
+            f"(median {statistics.median(sizes):.0f}, mean {statistics.mean(sizes):.0f}, 95 % under "
+            f"{sizes[int(0.95 * (len(sizes) - 1))] + 1})")
 
 
 def trained_share(examples: Sequence[Example]) -> float:

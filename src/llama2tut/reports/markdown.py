@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterator
 
-from llama2tut.console import visible
+from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.wording import facts, grade, group_notes, group_table, score_rows, select, verdicts
 
@@ -14,7 +14,7 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
     shown = [row for _, row in select(comparison, show)]
     cells = [[_escape(row.prompt), _escape(row.reference or ""), *_answers(comparison, row)] for row in shown]
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)),
-             f"- {len(shown)} of {len(comparison.rows)} rows shown", ""]
+             f"- {len(shown)} of {counted(len(comparison.rows), 'row', 'rows')} shown", ""]
     lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
     lines += [f"- {_escape(text)}" for text in verdicts(comparison)]
     if groups := group_table(comparison):

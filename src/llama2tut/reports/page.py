@@ -12,7 +12,7 @@ from typing import Any
 import regex
 
 from llama2tut import __version__
-from llama2tut.console import visible
+from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
 from llama2tut.reports.wording import facts, grade, interval, number, select, speed_of, verdicts
@@ -103,7 +103,7 @@ def _groups(comparison: Comparison) -> str:
         mean, mark = group.means[judged], '<span class="wrong"> worse</span>' if group.worse else ""
         panels.setdefault(group.by, []).append(
             f'<div class="score"><span>{_escape(group.value)}{mark}</span><span><b>'
-            f'{number(metric, metric.headline, mean)}</b> <small>of {group.rows:,} rows</small></span>'
+            f'{number(metric, metric.headline, mean)}</b> <small>of {counted(group.rows, "row", "rows")}</small></span>'
             '<svg class="bar" width="100%" height="16" aria-hidden="true">'
             '<rect class="track" y="5" width="100%" height="6" rx="3"/>'
             f'<rect class="fill" y="5" width="{100 * mean / metric.top:.2f}%" height="6" rx="3"/></svg></div>')

@@ -19,7 +19,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from llama2tut.console import visible
+from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.wording import (
     facts,
@@ -55,7 +55,7 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
                         color_system="standard" if color else None, markup=False, highlight=False, emoji=False,
                         legacy_windows=False)
     *about, (_, made) = facts(comparison)
-    note = "; ".join(filter(None, (f"{len(rows)} of {len(comparison.rows)} rows shown",
+    note = "; ".join(filter(None, (f"{len(rows)} of {counted(len(comparison.rows), 'row', 'rows')} shown",
                                    intervals_note(comparison), made)))
     head = Table.grid(padding=(0, 2))
     for name, text in about:

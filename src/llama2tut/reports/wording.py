@@ -1,5 +1,6 @@
 """The words that every form of a comparison shares: labels, verdicts, grades and the rows of the score table."""
 
+from llama2tut.console import counted
 from llama2tut.errors import UsageError
 from llama2tut.inference.columns import LANGUAGES
 from llama2tut.inference.significance import Interval, Preference
@@ -82,7 +83,7 @@ def verdicts(comparison: Comparison) -> list[str]:
                     f"{interval(metric, it.interval, '+')}, {gain}")
     tuned = comparison.names[comparison.tuned[0]]
     said += [f"{comparison.names[at]} answers as {tuned} does on {comparison.same(at):,} of "
-             f"{len(comparison.rows):,} rows" for at in comparison.foreign]
+             f"{counted(len(comparison.rows), 'row', 'rows')}" for at in comparison.foreign]
     for column, found in comparison.forgetting.items():
         for one in found:
             before, after = one.perplexities

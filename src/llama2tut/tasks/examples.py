@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from llama2tut.config.requests import FinetuneRequest
+from llama2tut.console import counted
 from llama2tut.errors import DataError, Faults
 from llama2tut.tables.table import numbered
 from llama2tut.tasks.rows import Rows, load_rows
@@ -94,8 +95,8 @@ def _spelt_out(tokenizer: Any, task: Task, rows: list[dict[str, str]], where: st
     found = {number: match[0] for number, match in cells if match and number not in skipped}
     if found:
         number, name = next(iter(found.items()))
-        notes.append(f"{where}: {len(found):,} rows have {name} or another special token in a cell (row {number} "
-                     "first): it is text there; in the task's prompt it would be the token")
+        notes.append(f"{where}: {counted(len(found), 'row has', 'rows have')} {name} or another special token in a "
+                     f"cell (row {number} first): it is text there; in the task's prompt it would be the token")
     last = next((label for label in reversed(example["labels"]) if label != -100), None) if example else None
     if last not in (None, tokenizer.eos_token_id):
         notes.append(f"{where}: the chat template ends an assistant turn in {tokenizer.decode([last])!r}, not in the "

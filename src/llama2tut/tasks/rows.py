@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from llama2tut.console import counted
 from llama2tut.errors import DataError
 from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered, until_fault
 from llama2tut.tasks.sources import SPLITS, find, split_of
@@ -216,36 +217,33 @@ def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], hold
     sizes = {split: max(1, int(shares[split] * len(order))) if shares else held_out_rows(len(order))
              for split in lacking}
     if len(order) <= sum(sizes.values()):
-        raise DataError(f"{source}: {len(order)} distinct rows, too few to hold out {' and '.join(lacking)}; add rows")
+        raise DataError(f"{source}: {counted(len(order), 'distinct row', 'distinct rows')}, too few to hold out "
+                        f"{' and '.join(lacking)}; add rows")
     random.Random(seed).shuffle(order)
     away: set[tuple[str, ...]] = set()
     for split in lacking:
         held = set(order[:sizes[split]])
         del order[:sizes[split]]
         rows[split] = [placed for placed in rows["train"] if placed.key in held]
-        notes.append(f"{source}: no {split} split; {len(rows[split]):,} train rows are held out for it by seed {seed}")
+        some = counted(len(rows[split]), "train row is", "train rows are")
+        notes.append(f"{source}: no {split} split; {some} held out for it by seed {seed}")
         away |= held
     rows["train"] = [placed for placed in rows["train"] if placed.key not in away]
     return tuple(lacking)
 
 
 def _compare(rows: _Splits, asking: int, files: list[str], faults: list[str], notes: list[str]) -> None:
-    """Finds rows that stand twice, in one split or in two, and ids that stand for different rows.
-
-    Args:
-        rows: by split.
-        asking: how many columns of a row's key, from its front, are the prompt's.
-        files: whose rows they are.
-        faults, notes: what is wrong or odd goes there.
-    """
+    """Finds rows of `files` that stand twice and ids of different rows; a key begins with `asking` prompt cells."""
     places = {split: {placed.key: placed for placed in reversed(rows[split])} for split in SPLITS}
     for split in SPLITS:
         if again := [placed for placed in rows[split] if places[split][placed.key] is not placed]:
-            notes.append(f"{split}: {len(again):,} rows repeat an earlier one ({_pairs(again, places[split], 3)})")
+            notes.append(f"{split}: {counted(len(again), 'row repeats', 'rows repeat')} an earlier one "
+                         f"({_pairs(again, places[split], 3)})")
         ids: dict[str, tuple[str, ...]] = {}
         named = ((placed.row.get("id"), placed.key) for placed in rows[split] if "id" in placed.file.named)
         if names := list(dict.fromkeys(name for name, key in named if name and ids.setdefault(name, key) != key)):
-            notes.append(f"{split}: {len(names):,} ids stand for different rows ({', '.join(names[:3])})")
+            notes.append(f"{split}: {counted(len(names), 'id stands', 'ids stand')} for different rows "
+                         f"({', '.join(names[:3])})")
     shared: dict[tuple[str, str], list[_Placed]] = {}
     for pair in combinations(SPLITS, 2):
         small, large = sorted(pair, key=lambda split: len(rows[split]))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from llama2tut.config.runs import RunConfig, read_metrics, recording
-from llama2tut.console import Console, clock
+from llama2tut.console import Console, clock, counted
 from llama2tut.distributed import ranks
 from llama2tut.errors import STOPPING, DataError, Interrupted, TrainingError
 from llama2tut.models.loading import loading
@@ -222,7 +222,8 @@ class TrainingRun:
 
     def _announce(self, rows: int, tokens: int) -> None:
         schedule = self.schedule
-        self.console.note(f"training: {rows:,} rows, {tokens:,} tokens an epoch, {schedule.steps:,} steps"
+        self.console.note(f"training: {counted(rows, 'row', 'rows')}, {tokens:,} tokens an epoch, "
+                          f"{counted(schedule.steps, 'step', 'steps')}"
                           + (f", going on after step {self.at.step:,}" if self.at.step else ""))
 
     def _begin(self, turn: Turn) -> bool:
