@@ -32,6 +32,21 @@ def _rank(argv: list[str], environment: dict[str, str], log: str) -> None:
     os._exit(main(argv))
 
 
+def _rank_that_is_asked_late(argv, environment, log):
+    """The same, but rank 1 gets SIGTERM when all ranks have agreed to go on after step 3."""
+    from llama2tut.training.loop import TrainingRun
+
+    record = TrainingRun._record
+
+    def recording(self, entry):
+        record(self, entry)
+        if entry["step"] == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    TrainingRun._record = recording
+    _rank(argv, environment, log)
+
+
 @pytest.fixture
 def run_ranks(toy_model_dir, arithmetic_dir, tmp_path):
     """Run in so many processes: (folder, ranks, flags of finetune, or a command line) -> the folder, what was said."""
@@ -39,7 +54,7 @@ def run_ranks(toy_model_dir, arithmetic_dir, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "peft", "accelerate", "datasets", "llama2tut.cli.main"])
 
-    def run(name, world, *flags):
+    def run(name, world, *flags, target=_rank, ends=0):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -49,13 +64,15 @@ def run_ranks(toy_model_dir, arithmetic_dir, tmp_path):
             argv = [*_line(toy_model_dir, arithmetic_dir, folder), *argv]
         shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(port)} | ({"TORCHELASTIC_RUN_ID": "test"} if world > 1 else {})
-        ranks = [context.Process(target=_rank, args=(
+        ranks = [context.Process(target=target, args=(
             argv, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log))) for rank in range(world)]
         for process in ranks:
             process.start()
         for process in ranks:
+            process.join(300)
+            process.kill()  # one that waits for ever
             process.join()
-        assert [process.exitcode for process in ranks] == [0] * world, log.read_text()
+        assert [process.exitcode for process in ranks] == [ends] * world, log.read_text()
         return folder, log.read_text()
 
     return run
@@ -123,6 +140,12 @@ def test_ranks_share_rows_and_give_the_answers_of_one(run_ranks, toy_model_dir, 
     assert len(found[1][1]) == 7
     _, said = run_ranks("infer", 2, "infer", *what, "--do-sample", "--output", tmp_path / "rows-3.jsonl")
     assert "has all answers" in said
+
+
+def test_ranks_stop_together_at_the_next_step_where_one_is_asked_late(run_ranks):
+    folder, said = run_ranks("run", 2, "--epochs", 2, target=_rank_that_is_asked_late, ends=128 + signal.SIGTERM)
+    assert "stopped after step 4" in said
+    assert read_position(newest_checkpoint(folder)[0]).step == 4
 
 
 @pytest.mark.parametrize("quantization", ["none", "4bit"])

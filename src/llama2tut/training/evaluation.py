@@ -41,14 +41,10 @@ class StepLoss:
         self._sums = torch.stack([loss, *(loss.new_full((), float(one)) for one in asked)])
         ranks.add_up([*gradients, self._sums])
 
-    def read(self, asked: Sequence[bool], *, wait: bool = False) -> list[float]:
-        """The step's loss, and how many ranks were asked for each thing.
-
-        Of several ranks what they were asked when they added up counts, which is the same on all: one that acted on a
-        signal of its own that came later would wait for the others for ever.
+    def read(self, count: int, *, wait: bool) -> list[float]:
+        """The step's loss, and how many ranks were asked for each of `count` things; none where there is one rank.
 
         Args:
-            asked: of this rank.
             wait: for what the GPU has still to do, so that an evaluation that follows is not charged with it.
         """
         import torch
@@ -56,7 +52,7 @@ class StepLoss:
         if wait and torch.cuda.is_available():
             torch.cuda.synchronize()
         if self._sums is None:
-            return [sum(loss.item() for loss in self._parts), *map(float, asked)]
+            return [sum(loss.item() for loss in self._parts), *[0.0] * count]
         return [float(number) for number in self._sums.tolist()]
 
 

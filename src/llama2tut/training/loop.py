@@ -172,7 +172,7 @@ class TrainingRun:
             ranks.after_backward(output.loss, self._add_up)
 
     def _add_up(self) -> None:
-        self._step.add_up(self.model, self._asked_for)
+        self._step.add_up(self.model, [self._asked == number for number in STOPPING])
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if "optimizer" in self._restore:
@@ -184,8 +184,8 @@ class TrainingRun:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         step = self._current_step
-        loss, *asked = self._step.read(self._asked_for, wait=step in self.schedule.evaluate_at)
-        stop = next((number for number, some in zip(STOPPING, asked, strict=True) if some), None)
+        loss, *asked = self._step.read(len(STOPPING), wait=step in self.schedule.evaluate_at)
+        agreed = next((number for number, some in zip(STOPPING, asked, strict=True) if some), None)
         seconds = time.perf_counter() - self._step.started
         self._watch(step, loss)
         self.at = dataclasses.replace(self.at, step=step, elapsed=self.at.elapsed + seconds,
@@ -201,15 +201,11 @@ class TrainingRun:
                               f"{clock(left)} left", last=step == steps)
         if step in self.schedule.evaluate_at:
             self._evaluate(step)
-        self._save_if_due(optimizer, stop)
+        # One of several ranks that acted on a signal that only it has seen would wait for the others for ever.
+        self._save_if_due(optimizer, agreed if ranks.world() > 1 else self._asked)
         self._step = StepLoss(started=time.perf_counter())
 
     # The parts of a step.
-
-    @property
-    def _asked_for(self) -> list[bool]:
-        """Which of the signals that stop a run this process got."""
-        return [self._asked == number for number in STOPPING]
 
     @property
     def peak_gib(self) -> float | None:
