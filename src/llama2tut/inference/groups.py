@@ -104,8 +104,9 @@ def _in_ranges(values: Sequence[str]) -> list[str]:
     order = sorted(numbers)
     cuts = sorted({order[len(order) * part // _RANGES] for part in range(1, _RANGES)})
     parts = [bisect_right(cuts, number) for number in numbers]
-    ends = {part: [number for number, own in zip(numbers, parts, strict=True) if own == part] for part in set(parts)}
-    return [f"{min(ends[part]):,.10g} to {max(ends[part]):,.10g}" for part in parts]
+    own = {part: [number for number, place in zip(numbers, parts, strict=True) if place == part] for part in set(parts)}
+    names = {part: f"{min(some):,.10g} to {max(some):,.10g}" for part, some in own.items()}
+    return [names[part] for part in parts]
 
 
 def group_rows(labels: Sequence[Mapping[str, str]], values: Sequence[Sequence[float]], metric: Metric,

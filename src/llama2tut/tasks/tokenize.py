@@ -174,10 +174,8 @@ def _prompts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list
     specials = special_tokens(tokenizer)
     texts = [task.render({column: f"{_NUL}{_parted(specials, row[column])}{_NUL}" for column in task.prompt_columns})
              for row in rows]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    added_eos = tokenizer("a").input_ids[-1] == eos  # by the tokenizer, at the end of every text
-    encoded = _ids(tokenizer, texts)
-    encoded = [ids[:-1] if added_eos else ids for ids in encoded]
+    bos = tokenizer.bos_token_id
+    encoded = [ids[:-1] if _adds_eos(tokenizer) else ids for ids in _ids(tokenizer, texts)]
     return [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]  # the template had one of its own
 
 
@@ -212,6 +210,12 @@ def _written(specials: re.Pattern[str], text: str) -> str:
     between, names = specials.split(text), specials.findall(text)
     marks = [*map(_mark, names), ""]
     return "".join(plain.replace(_NUL, "") + mark for plain, mark in zip(between, marks, strict=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _adds_eos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts eos at the end of every text."""
+    return bool(tokenizer("a").input_ids[-1] == tokenizer.eos_token_id)
 
 
 @functools.lru_cache(maxsize=4)
