@@ -78,7 +78,9 @@ def test_prompts_without_references_can_be_voted_on(tmp_path):
 @pytest.mark.parametrize("changes", [
     {"llama2tut": "run"}, {"digests": {"prompts": "x"}}, {"digests": 3}, {"votes": {}}, {"votes": ["base"]},
     {"votes": {"0": "base"}}, {"votes": {"x": "base"}}, {"votes": {"1": "other"}}, {"votes": {"1": None}},
-    {"votes": {"1": ["base"]}}])
+    {"votes": {"1": ["base"]}}, {"digests": {"prompts": "x", "answers": "y"}},
+    {"digests": {"prompts": "x", "answers": {"base": "y"}}},
+    {"digests": {"prompts": "x", "answers": {"base": 1, "finetuned": 2}}}])
 def test_a_file_that_is_no_votes_is_refused(tmp_path, changes):
     with pytest.raises(DataError, match="--votes "):
         read_votes(saved(tmp_path / "votes.json", asked(), {"1": "base"}, **changes))
@@ -105,6 +107,30 @@ def test_votes_on_other_rows_or_answers_are_refused(tmp_path):
     with pytest.raises(DataError, match="--votes "):
         comparison.with_votes(beyond)
     assert digest(["a", "b"]) != digest(["a\nb"])
+
+
+def three(rows=6):
+    """The base model and two adapters, of which the second one answers otherwise than the first."""
+    kept = arithmetic(2)
+    return replace(kept, rows=tuple(replace(kept.rows[1], prompt=f"Row {n}", answers=(
+        f"plain {n}", f"tuned {n}", f"other {n}" if n % 2 else f"tuned {n}")) for n in range(rows)))
+
+
+def test_any_two_columns_can_be_voted_on(tmp_path):
+    comparison = three()
+    digests = comparison.to_dict()["digests"]
+    jsonschema.validate(json.loads(exports.json(comparison)), SCHEMA)
+    pair = {name: digests["answers"][name] for name in ("finetuned_2", "finetuned")}
+    choices = {"2": "finetuned_2", "4": "finetuned_2", "6": "finetuned"}
+    votes = read_votes(saved(tmp_path / "votes.json", comparison, choices, digests=digests | {"answers": pair}))
+    it = comparison.with_votes(votes).preference
+    assert (it.column, it.against, it.wins, it.losses, it.ties) == ("finetuned_2", "finetuned", 2, 1, 0)
+    assert it.p == 1.0
+    less = replace(comparison, columns=comparison.columns[:2])
+    with pytest.raises(DataError, match="of other answers than finetuned_2 has"):
+        less.with_votes(votes)
+    with pytest.raises(DataError, match="is no vote"):
+        read_votes(saved(tmp_path / "votes.json", comparison, {"2": "base"}, digests=digests | {"answers": pair}))
 
 
 class Browser:
@@ -219,3 +245,33 @@ def test_a_vote_is_played_through_saved_and_counted_alike(tmp_path, monkeypatch)
         browser.run("return new Promise((done) => setTimeout(done, 300))")
         assert browser.text("#voted") == "10 of 10"
         assert browser.text("#result") == said
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not DRIVER or not Path(CHROMIUM).exists(), reason="needs Chromium and its driver")
+def test_the_page_lets_one_choose_who_stands_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)  # to the driver, on loopback
+    file, comparison = tmp_path / "page.html", three()
+    file.write_text(page.page(comparison), "utf-8")
+    with Browser(tmp_path) as browser:
+        browser.ask("/url", {"url": file.as_uri()})
+        browser.click("#vote")
+        vote(browser, "tuned")
+        assert browser.text("#voted") == "1 of 6"
+        browser.click("#pair option:last-child")
+        assert browser.text("#voted") == "0 of 3"  # on the other rows both adapters say the same
+        for _ in range(3):
+            vote(browser, "other")
+        said = browser.text("#result")
+        browser.click("#save-votes")
+        browser.run("return new Promise((done) => setTimeout(done, 500))")
+        counted = comparison.with_votes(read_votes(tmp_path / "votes.json"))
+        assert (counted.preference.column, counted.preference.against) == ("finetuned_2", "finetuned")
+        assert counted.preference.p == 2 / 2**3
+        assert said.removesuffix(".") in table.table(counted, width=400)
+        browser.click("#pair option:first-child")
+        assert browser.text("#voted") == "1 of 6"
+        browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(tmp_path / "votes.json")})
+        browser.run("return new Promise((done) => setTimeout(done, 300))")
+        assert browser.text("#voted") == "3 of 3"
+        assert browser.run("return document.querySelector('#pair').value") == "finetuned_2 against finetuned"

@@ -1,6 +1,7 @@
 """A file of blind votes, as the html page of compare saves it -> whom people chose, row by row.
 
-    {"llama2tut": "votes", "digests": {"prompts": "…", "answers": "…"}, "votes": {"1": "finetuned", "4": "tie"}}
+    {"llama2tut": "votes", "digests": {"prompts": "…", "answers": {"base": "…", "finetuned": "…"}},
+     "votes": {"1": "finetuned", "4": "tie"}}
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any
 from llama2tut.errors import DataError
 from llama2tut.files import read_input
 
-CHOICES = ("base", "finetuned", "tie")
+TIE = "tie"
 _LARGEST = 16 * 2**20  # bytes; a vote has about 20
 _AGAIN = "vote on the html page and save the votes again"
 
@@ -25,12 +26,14 @@ class Votes:
 
     Attributes:
         path: where it was read.
-        digests: `prompts` and `answers` of the comparison that was voted on, as `digest` gives them.
-        choices: row, from 1 -> one of `CHOICES`.
+        prompts: those that were voted on, as `digest` gives them.
+        answers: the two columns that stood side by side, by their names, likewise.
+        choices: row, from 1 -> one of these names, or `TIE`.
     """
 
     path: Path
-    digests: Mapping[str, str]
+    prompts: str
+    answers: Mapping[str, str]
     choices: Mapping[int, str]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -39,19 +42,19 @@ class Votes:
         Raises:
             DataError: they are.
         """
-        if self.digests["prompts"] != digest(prompts) or max(self.choices) > len(prompts):
+        if self.prompts != digest(prompts) or max(self.choices) > len(prompts):
             raise DataError(f"--votes {self.path} is of other prompts than these {len(prompts):,}; give the --task, "
                             "--data, --split and --limit of the page that it was saved from")
 
-    def check_answers(self, answers: Sequence[tuple[str, str]]) -> None:
-        """Refuse votes on other answers than these, given as the base model's and the first adapter's of each row.
+    def check_answers(self, digests: Mapping[str, str]) -> None:
+        """Refuse votes on other answers than those of these columns.
 
         Raises:
             DataError: they are.
         """
-        if self.digests["answers"] != digest(answers):
-            raise DataError(f"--votes {self.path} is of other answers than models and adapter give now; give those of "
-                            "the page that it was saved from, or vote on a new page")
+        if other := [name for name, found in self.answers.items() if digests.get(name) != found]:
+            raise DataError(f"--votes {self.path} is of other answers than {' and '.join(other)} has here; give the "
+                            "models and flags of the page that it was saved from, or vote on a new page")
 
 
 def digest(texts: Any) -> str:
@@ -74,16 +77,17 @@ def read_votes(path: Path) -> Votes:
     if not isinstance(values, dict) or values.get("llama2tut") != "votes":
         raise DataError(f"--votes {path} is no file of votes; {_AGAIN}")
     digests, votes = values.get("digests"), values.get("votes")
-    if not (isinstance(digests, dict) and all(isinstance(digests.get(key), str) for key in ("prompts", "answers"))
-            and isinstance(votes, dict)):
+    prompts, answers = (digests.get(key) for key in ("prompts", "answers")) if isinstance(digests, dict) else (0, 0)
+    if not (isinstance(prompts, str) and isinstance(answers, dict) and len(answers) == 2 and isinstance(votes, dict)
+            and all(isinstance(found, str) for found in answers.values())):
         raise DataError(f"--votes {path} does not say which rows were voted on, or how; {_AGAIN}")
     if not votes:
         raise DataError(f"--votes {path} holds no vote; {_AGAIN}")
     for row, choice in votes.items():
-        if not re.fullmatch("[1-9][0-9]{0,8}", row) or choice not in CHOICES:
+        if not re.fullmatch("[1-9][0-9]{0,8}", row) or choice not in (*answers, TIE):
             raise DataError(f"--votes {path}: {row!r}: {choice!r} is no vote: a row's number and one of "
-                            f"{', '.join(CHOICES)}; {_AGAIN}")
-    return Votes(path, digests, {int(row): choice for row, choice in votes.items()})
+                            f"{', '.join(answers)} or {TIE}; {_AGAIN}")
+    return Votes(path, prompts, answers, {int(row): choice for row, choice in votes.items()})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

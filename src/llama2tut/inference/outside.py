@@ -31,7 +31,7 @@ _PATIENCE = 300  # seconds for one answer
 _LASTS = 600  # seconds that answers are kept after a fault: longer, and another model may have taken the server's name
 _SCORES = "|".join(name for metric in METRICS.values() for name in metric.labels)
 # As other columns and scores are called.
-_TAKEN = re.compile(rf"prompt|reference|groups|cut|base|few_shot|server|finetuned(_\d+)?|\w+_({_SCORES})")
+_TAKEN = re.compile(rf"prompt|reference|groups|cut|tie|base|few_shot|server|finetuned(_\d+)?|\w+_({_SCORES})")
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from math import isfinite
 from typing import Any, Literal
 
-from llama2tut.config.votes import Votes, digest
+from llama2tut.config.votes import TIE, Votes, digest
 from llama2tut.inference.columns import Forgetting
 from llama2tut.inference.groups import Group, group_rows
 from llama2tut.inference.significance import Difference, Interval, Preference, difference, interval
@@ -64,7 +64,7 @@ class Comparison:
         recipe: how the first adapter was trained; may be empty.
         picture: that run's loss.png; may be empty.
         seed: of the intervals that are drawn.
-        preference: whom people chose of base and the first adapter; None if nobody was asked.
+        preference: whom people chose of two columns; None if nobody was asked.
     """
 
     task: str | None
@@ -147,9 +147,9 @@ class Comparison:
         return group_rows([row.groups for row in self.rows], values, self.metric, self.tuned[0]) if self.metric else ()
 
     @property
-    def _asked(self) -> list[tuple[str, str]]:
-        """What a blind vote puts side by side: the base model's answer and the first adapter's, of each row."""
-        return [(row.answers[0], row.answers[self.tuned[0]]) for row in self.rows]
+    def _digests(self) -> dict[str, str]:
+        """Of what a blind vote puts side by side: the answers of each column."""
+        return {name: digest([row.answers[at] for row in self.rows]) for at, name in enumerate(self.names)}
 
     def with_votes(self, votes: Votes) -> "Comparison":
         """The same comparison, and whom people chose.
@@ -158,10 +158,10 @@ class Comparison:
             DataError: they voted on other rows or answers.
         """
         votes.check_prompts([row.prompt for row in self.rows])
-        votes.check_answers(self._asked)
-        base, tuned = self.names[0], self.names[self.tuned[0]]
-        wins, losses, ties = ([*votes.choices.values()].count(choice) for choice in (tuned, base, "tie"))
-        return replace(self, preference=Preference(tuned, base, wins, losses, ties))
+        votes.check_answers(self._digests)
+        against, column = sorted(votes.answers, key=self.names.index)
+        wins, losses, ties = ([*votes.choices.values()].count(choice) for choice in (column, against, TIE))
+        return replace(self, preference=Preference(column, against, wins, losses, ties))
 
     def outcome(self, row: ComparedRow, column: int) -> Outcome | None:
         """How one answer of a row did; None without scores, and for a graded score of the base model itself."""
@@ -200,7 +200,7 @@ class Comparison:
                 "texts": it.texts, "base_loss": it.base_loss, "loss": it.loss, "base_perplexity": it.perplexities[0],
                 "perplexity": it.perplexities[1], "rise": it.rise, "interval": it.interval}
                 for it in found} for name, found in self.forgetting.items()},
-            "digests": {"prompts": digest([row.prompt for row in self.rows]), "answers": digest(self._asked)},
+            "digests": {"prompts": digest([row.prompt for row in self.rows]), "answers": self._digests},
             "preference": self.preference and _preferred(self.preference),
             "tokens_per_s": dict(zip(names, self.tokens_per_second, strict=True)),
             "settings": self.settings,
