@@ -88,6 +88,20 @@ def test_dropout_stays_what_it_was(peft_model):
     assert_same(loss_and_gradients(model), expected)
 
 
+def test_a_base_in_half_precision_answers_outside_autocast(peft_model):
+    model = peft_model(target_modules="all-linear", r=3)
+    model.get_base_model().to(torch.float16)
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.float() if "lora_" in name else weight.data
+    ids = torch.arange(3, 14)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        multiply_inputs_once(model)
+        found = model(ids).logits
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
 def test_layers_are_compiled_once_for_all(peft_model):
     """A compiled layer serves all others: one that were compiled anew for each would come to the limit."""
     from torch._dynamo.testing import CompileCounterWithBackend

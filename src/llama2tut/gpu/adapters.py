@@ -46,7 +46,8 @@ def _share(parent: Any, layers: list[Any], adapted: list[Any]) -> None:
         if not active_adapter(adapted[0]):
             return x
         downs = [active_adapter(layer)[0] for layer in adapted]  # type: ignore[index]
-        return _Shared(x, torch.split(torch.nn.functional.linear(x, torch.cat(downs)), [len(one) for one in downs], -1))
+        of_all = torch.nn.functional.linear(x, torch.cat(downs).to(x.dtype))  # where there is no autocast
+        return _Shared(x, torch.split(of_all, [len(one) for one in downs], -1))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if args:
@@ -69,8 +70,8 @@ def _take(layer: Any, place: int | None) -> Callable[[Any], Any]:
         if place is None:
             return plain(x.x)
         _, up, scaling = active_adapter(layer)  # type: ignore[misc]
-        out = layer.base_layer(x.x)
-        return out + torch.nn.functional.linear(x.parts[place] * scaling, up).to(out.dtype)
+        out, part = layer.base_layer(x.x), x.parts[place]
+        return out + torch.nn.functional.linear(part * scaling, up.to(part.dtype)).to(out.dtype)
 
     return forward
 
