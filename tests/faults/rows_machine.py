@@ -134,6 +134,18 @@ ROWS = (
         says=("--output-dir locked/x cannot be written:", "is read-only for you"), changes=("locked",)),
     Row(what="no permission to read", shell=f"echo a > secret; chmod 000 secret; {USER} infer --prompt-file secret",
         says=("--prompt-file secret cannot be read (Permission denied)",), changes=("secret",)),
+    *(Row(what=f"no permission to write what {line.split()[0]} makes", says=(f"--output{flag} locked/x",),
+          shell=f"mkdir locked; chmod 500 locked; {USER} {line} --output{flag} locked/x", given=(no_gpu, tuned),
+          changes=("locked",)) for line, flag in (
+        (TRAIN, "-dir"), ("merge --adapter tuned", "-dir"), ("compare --adapter tuned", ""),
+        ("infer --adapter tuned --task arithmetic --data data/arithmetic", ""))),
+    *(Row(what=f"no permission to read {name}", shell=f"chmod 000 {name}; {USER} {line}",
+          says=(name, "Permission denied"), given=(no_gpu, tuned), changes=(name, f"{name}/*")) for name, line in (
+        ("toy/model.safetensors", "infer --model toy --prompt a"),
+        ("toy/tokenizer.json", "infer --model toy --prompt a"),
+        ("tuned/adapter_model.safetensors", "merge --adapter tuned --output-dir m"),
+        ("tuned/llama2tut.yaml", "compare --adapter tuned"), ("data/arithmetic/arithmetic_train.csv", TRAIN),
+        ("data/arithmetic", TRAIN), ("tuned", "compare --adapter tuned"))),
     Row(what="an output folder that cannot be made", argv=f"{SHORT} --output-dir taken/x",
         given=(no_gpu, *READY, write("taken", "mine")),
         says=("--output-dir taken/x cannot be made:", "taken is no folder; give another")),
