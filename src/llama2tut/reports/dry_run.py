@@ -16,8 +16,8 @@ from llama2tut.tasks.rows import Rows, describe
 from llama2tut.tasks.tokenize import Example
 from llama2tut.training.planning import changes_that_fit, longest_row, memory_needed
 
-# What a 7B model trained at when it was measured (docs/performance.md); other sizes scale by their parameters.
-_H100_TOKENS_PER_S, _CPU_TOKENS_PER_S = 14_000 * 6.7e9, 250 * 0.135e9
+# Tokens a second times parameters, as measured (docs/performance.md): `samsum-24gb` of a 7B model, and the quickstart.
+_H100, _H100_FP8, _CPU = 16_000 * 6.7e9, 24_000 * 6.7e9, 325 * 0.135e9
 
 
 def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console: Console) -> str:
@@ -33,7 +33,8 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
                              config.batches_per_step)
     total = sum(len(splits["train"][index]["input_ids"])
                 for _, batch in schedule.batches for row in batch for index in row)
-    rate = (_H100_TOKENS_PER_S if config.device == "cuda" else _CPU_TOKENS_PER_S) / base_model.parameters
+    on_gpu = _H100_FP8 if config.precision == "fp8" else _H100
+    rate = (on_gpu if config.device == "cuda" else _CPU) / base_model.parameters
     lines = ["# configuration", *_pairs(config.to_dict()["request"]), "", "# llama_recipes.finetuning.main"]
     lines += [*_pairs(upstream_arguments(config)), "", "# rows", *([describe(rows)] if rows else [])]
     for split, examples in splits.items():
