@@ -188,6 +188,8 @@ def test_as_many_examples_as_fit_and_one_at_least(shot, toy_model_dir):
 def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
     text = "19 - 59 = -40\n\nCalculate the following expression:\n1+1\n---\nAnswer:\n2"
     assert first_answer(ARITHMETIC, text) == "19 - 59 = -40"
+    assert first_answer(ARITHMETIC, text.replace("Calculate", " Calculate")) == "19 - 59 = -40"
+    assert first_answer(ARITHMETIC, "1\n\n2\n\n Calculate the foll") == "1\n\n2"  # and cut off there
     assert first_answer(ARITHMETIC, "I think\n\nit is 4") == "I think\n\nit is 4"
 
 

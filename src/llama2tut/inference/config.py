@@ -245,8 +245,13 @@ def few_shot_ids(config: InferenceConfig, ids: list[list[int]], tokenizer: Any) 
 
 
 def first_answer(task: Task, text: str) -> str:
-    """An answer to worked examples, without the further examples that a model may go on with."""
-    return text.partition(_BETWEEN + task.prompt.partition("{")[0])[0]
+    """An answer to worked examples, without the further examples that a model may go on with, if only to start one."""
+    head = task.prompt.partition("{")[0].strip()
+    first, *others = text.split(_BETWEEN)
+    for number, other in enumerate(map(str.strip, others), 1):
+        if other.startswith(head) or (number == len(others) and head.startswith(other)):
+            return _BETWEEN.join([first, *others[:number - 1]])
+    return text
 
 
 def saved_task(adapter: Adapter) -> Task | None:
