@@ -382,3 +382,19 @@ def test_smollm2_answers_in_a_batch_as_it_does_alone():
     assert together == [generator.answers([ids], adapter=None, sampling=sampling).texts[0] for ids in prompts]
     assert together[0].startswith(" Berlin.")
     assert together[2] == "19-5 = 10.\n\nThe answer is: 19-5"
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_activations_that_overflow_are_refused(toy_model_dir, monkeypatch, cuda_graphs):
+    """Every weight is finite, as in fp16 for a model that was trained in bf16."""
+    import torch
+
+    loud = loaded(toy_model_dir)
+    with torch.no_grad():
+        for name in ("up_proj", "down_proj"):
+            getattr(loud._model.model.layers[-1].mlp, name).weight.mul_(1e30)
+    monkeypatch.setattr(loud, "_cuda_graphs", cuda_graphs)
+    with pytest.raises(ModelError, match="--precision"):
+        loud.answers(PROMPTS, adapter=None, sampling=SHORT)
+    with pytest.raises(ModelError, match="--precision"):
+        list(loud.stream(PROMPTS[0], adapter=None, sampling=SHORT))

@@ -12,6 +12,8 @@ from itertools import accumulate, chain, groupby, takewhile
 from operator import itemgetter
 from typing import Any
 
+from llama2tut.errors import ModelError
+
 CHECK_EVERY = 8  # decode steps between two looks at whether every row has ended: each look waits for the GPU
 PREFILL_TOKENS = 8192  # tokens of one prefill pass: enough to keep the GPU's matrix units busy, few enough to fit
 _ATTENTION = "llama2tut_packed"
@@ -188,7 +190,9 @@ class _Batch:
                                       use_cache=False, cache=cache, logits_to_keep=behind.cumsum(0) - 1).logits[0])
             done = some.stop
         cache.pieces = []
-        self._accept(torch.cat(logits))
+        first = torch.cat(logits)
+        refuse_overflow(first)
+        self._accept(first)
         self._route(self._adapters, [1] * done)
 
     def step(self) -> None:
@@ -218,6 +222,17 @@ class _Batch:
         self._cache.lengths.masked_fill_(self.ended, 0)  # what has ended attends to nothing more, which takes no time
 
 
+def refuse_overflow(logits: Any) -> None:
+    """See that logits are numbers: where they are none, the largest of them is any token.
+
+    Raises:
+        ModelError: one is NaN or infinite.
+    """
+    if not logits.isfinite().all():
+        raise ModelError("the model computes numbers that are not finite, and no answers: use --precision bf16 or fp32 "
+                         "where fp16 does not hold them, or give another model or adapter")
+
+
 def decode(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[Collection[int]], *,
            routes: Routes | None = None, adapters: Sequence[str | None] = ()) -> list[list[int]]:
     """Continue every prompt of a batch.
@@ -233,6 +248,9 @@ def decode(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, en
 
     Returns:
         B lists of new ids, the end-of-sequence token included.
+
+    Raises:
+        ModelError: what the model computes overflows.
     """
     import torch
 

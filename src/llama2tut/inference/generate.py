@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from llama2tut.errors import DataError, MachineError
-from llama2tut.gpu.decoding import PREFILL_TOKENS, decode
+from llama2tut.gpu.decoding import PREFILL_TOKENS, decode, refuse_overflow
 from llama2tut.gpu.kernels import triton_available
 from llama2tut.inference.sampling import Picker, Sampling
 from llama2tut.models.adapters import Adapter
@@ -268,10 +268,12 @@ class Generator:
         cache = DynamicCache(config=self._model.config)
         pick = Picker(sampling, prompts, numbers, device)
         rows = list(range(len(prompts)))
-        for _ in range(sampling.max_new_tokens):
+        for number in range(sampling.max_new_tokens):
             with torch.inference_mode():
                 logits = self._model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache,
                                      use_cache=True, logits_to_keep=1).logits[:, -1].float()
+                if number == 0:
+                    refuse_overflow(logits)
                 ids = pick(logits)[:, None]
             tokens = ids[:, 0].tolist()
             yield list(zip(rows, tokens, strict=True))
