@@ -124,3 +124,10 @@ def test_losses_of_both_paths_are_one_where_there_is_one_and_4_bit_weights_have_
     assert "4bit: a step's loss is 0.0" in out
     assert "4bit: a step's loss is 0.0000" not in out
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_form_of_a_long_comparison_is_timed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_forms.py", "--rows", "60"])
+    runpy.run_path(str(SCRIPTS / "bench_forms.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["form", "table", "markdown", "csv", "json", "html", "all"]
