@@ -154,6 +154,15 @@ def test_rows_take_at_most_three_times_the_memory_of_their_text(tmp_path, name, 
         tracemalloc.stop()
 
 
+def test_a_column_that_later_rows_have_is_empty_in_the_earlier_ones(tmp_path):
+    rows = [{**row, **({"id": str(n), "level": "high"} if n > 30 else {})} for n, row in enumerate(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = load_rows(TASK, str(tmp_path / "rows.jsonl"), seed=42, splits=("train",), also=("level",)).train
+    assert {row["level"] for row in found} == {"", "high"}
+    assert all((row["level"] == "high") == bool(row["id"]) == (int(row["customer message"].split(":")[0]) > 30)
+               for row in found)
+
+
 def test_several_files_by_a_pattern(tmp_path):
     for part in range(3):
         FRAME[20 * part:20 * part + 20].to_json(tmp_path / f"part-{part}.jsonl", orient="records", lines=True)
