@@ -240,3 +240,51 @@ def test_a_terminated_merge_leaves_nothing(ready):
     assert done.returncode == 143, done.stderr
     assert hidden(ready.folder) == []
     assert not (ready.folder / "m").exists()
+
+
+@pytest.mark.parametrize(("skipped", "code"), [(1, 0), (2, 0), (8, 2)])
+def test_steps_that_loss_scaling_skips(ready, monkeypatch, skipped, code):
+    """As fp16 does where gradients overflow: the optimizer is not asked to step."""
+    from llama2tut.training.loop import TrainingRun
+
+    steps = TrainingRun._before_step, TrainingRun._after_step
+    seen = []
+
+    def not_taken(step, *, first):
+        def run(self, *arguments):
+            seen.extend([None] * first)
+            if len(seen) > skipped:
+                step(self, *arguments)
+        return run
+
+    monkeypatch.setattr(TrainingRun, "_before_step", not_taken(steps[0], first=True))
+    monkeypatch.setattr(TrainingRun, "_after_step", not_taken(steps[1], first=False))
+    done = main(ready, TRAIN)
+    assert done.code == code, done.err
+    folder = ready.folder / "outputs/arithmetic"
+    assert (folder / "training.json").exists() == (code == 0)
+    if code:
+        assert "--precision" in done.err
+        return
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+    assert list(losses) == list(range(skipped + 1, 9))
+    assert losses[skipped + 1] < 1.5 * losses[skipped + 2], "of its own rows alone"
+
+
+def test_a_run_of_which_no_step_is_taken_does_not_go_on_to_its_end():
+    import torch
+
+    from llama2tut.errors import TrainingError
+    from llama2tut.training.evaluation import StepLoss
+    from llama2tut.training.schedule import Turn
+
+    step = StepLoss()
+
+    def skip(times):
+        for number in range(times):
+            step.add(torch.tensor(1.0), Turn(rows=[], share=1.0, number=number, tokens=1, done=number + 1, last=True))
+
+    skip(20)  # as long as a scale may still be found
+    with pytest.raises(TrainingError, match="--precision"):
+        skip(200)

@@ -7,9 +7,14 @@ from typing import Any
 from llama2tut.config.runs import RunConfig
 from llama2tut.console import Console
 from llama2tut.distributed import ranks
+from llama2tut.errors import TrainingError
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.training.schedule import Turn
+
+_HOPELESS = 32  # skipped steps: loss scaling starts at 2^16, and halves at each
+NO_STEP = ("gradients are not finite and no step can be taken; earlier checkpoints are intact: train again with "
+           "--force and --precision bf16 or fp32, or a lower --lr")
 
 
 @dataclass
@@ -24,10 +29,23 @@ class StepLoss:
     started: float = 0.0
     tokens: int = 0
     _parts: list[Any] = field(default_factory=list)  # of this rank's micro-batches
+    _whole: bool = False  # all of them are there
+    _skipped: int = 0  # steps before it that were not taken
     _sums: Any = None  # of all ranks, where there are several
 
     def add(self, loss: Any, turn: Turn) -> None:
-        """Take in the mean loss of a micro-batch; the GPU is not waited for."""
+        """Take in the mean loss of a micro-batch; the GPU is not waited for.
+
+        One behind a step's last says that the step was skipped, as fp16's loss scaling does where gradients overflow.
+
+        Raises:
+            TrainingError: so many steps were skipped one after the other that no scale will do.
+        """
+        if self._whole:
+            self._parts, self.tokens, self._skipped = [], 0, self._skipped + 1
+        if self._skipped == _HOPELESS:
+            raise TrainingError(NO_STEP)
+        self._whole = turn.last
         self._parts.append(loss.detach() * turn.share)
         self.tokens += turn.tokens
 

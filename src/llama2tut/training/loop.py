@@ -26,7 +26,7 @@ from llama2tut.training.checkpointing import (
     save_adapter,
     save_checkpoint,
 )
-from llama2tut.training.evaluation import StepLoss, token_weighted_loss
+from llama2tut.training.evaluation import NO_STEP, StepLoss, token_weighted_loss
 from llama2tut.training.packing import collate
 from llama2tut.training.schedule import Schedule, TrainingBatches, Turn, make_schedule
 
@@ -137,8 +137,10 @@ class TrainingRun:
         """Publish the last adapter where the best one is not asked for, or where no evaluation could name a best.
 
         Raises:
-            TrainingError: the validation loss is not finite; the adapter is kept.
+            TrainingError: no step was taken, or the validation loss is not finite; then the adapter is kept.
         """
+        if self.at.step == self._resumed_step and self.at.micro > self._resumed_micro:
+            raise TrainingError(NO_STEP)
         if self.config.request.keep == "last" or self.at.best_loss is None:
             self._publish()
         self._peak = max(ranks.all_values(self.peak_gib or 0.0))
