@@ -120,6 +120,9 @@ ROWS = (
     Row(what="the same, to answer", argv="infer --model toy --prompt a",
         given=(toy, gpu(torch__cuda__is_available=False)),
         says=("there is an NVIDIA GPU, but torch cannot start CUDA on it: check the driver with nvidia-smi",)),
+    Row(what="a GPU that another program has filled", argv=TRAIN, says=("the GPU's memory ran out", "nvidia-smi"),
+        given=(*READY, gpu(torch__cuda__is_available=True, llama2tut__models__device__has_bf16=True),
+               patch("torch.cuda.mem_get_info", lambda *_: filled()))),
     Row(what="GPUs that are not there, by their numbers", argv=TRAIN,
         given=(*READY, gpu(torch__cuda__is_available=False), env(CUDA_VISIBLE_DEVICES="7")),
         says=("CUDA_VISIBLE_DEVICES=7 names no GPU that torch can use here: unset it",)),
@@ -190,6 +193,11 @@ ROWS = (
     Row(what="a gate that is not met", argv="compare --adapter tuned --max-new-tokens 2 --fail-under 0.9 --format json",
         given=(no_gpu, tuned), code=3, says=("gate not met: tuned has exact_match 0, under 0.9", '"exact_match"')),
 )
+
+
+def filled() -> None:
+    """What torch raises where not even its own part of a GPU's memory is left."""
+    raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
 
 
 def broken_library() -> None:

@@ -16,8 +16,9 @@ def not_ours(error: BaseException) -> str | None:
     """What is to blame, in a line that ends in what to do; None for a defect of llama2tut."""
     kind, said = type(error).__name__, textwrap.shorten(str(error), 200, placeholder=" …")
     if ran_out(error):
-        return ("memory ran out; close other programs, or ask for less: fewer rows, a smaller --model, --batch-size or "
-                "--context-length")
+        full = "the GPU's memory ran out; see with nvidia-smi what else is on it" if "CUDA" in str(error) else (
+            "memory ran out; close other programs")
+        return f"{full}, or ask for less: fewer rows, a smaller --model, --batch-size or --context-length"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("llama2tut"):
         return f"the package {error.name} is not installed; run scripts/setup.sh"
     if isinstance(error, FileNotFoundError) and not _folder_is_there():
