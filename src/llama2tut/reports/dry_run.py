@@ -48,7 +48,7 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
     lines += ["", "# course",
               f"{counted(len(schedule.batches), 'batch', 'batches')}, {counted(schedule.steps, 'step', 'steps')}, "
               f"{total:,} tokens",
-              f"about {counted(round(total / rate / config.ranks / 60), 'minute', 'minutes')}, if this {like}"]
+              f"about {counted(max(1, round(total / rate / config.ranks / 60)), 'minute', 'minutes')}, if this {like}"]
     if config.ranks > 1:
         share = math.ceil(config.batches_per_step / config.ranks)
         lines += [f"rank {rank}: batches {rank + 1}, {rank + 1 + config.ranks}, … of each step's "
