@@ -1,4 +1,4 @@
-"""Greedy answers from a cache without padding and, on a GPU, a recorded step: the tokens of transformers' generate."""
+"""Greedy answers from a cache without padding and, on a GPU, a captured step: the tokens of transformers' generate."""
 
 import pytest
 import torch

@@ -275,7 +275,7 @@ def test_frozen_layers_are_replaced_where_their_shape_allows_it(device):
 
 
 @pytest.mark.gpu
-def test_compiled_and_recorded_it_is_what_it_is_alone():
+def test_compiled_and_captured_it_is_what_it_is_alone():
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)):
         pytest.skip("no GPU that multiplies in fp8")
     torch.manual_seed(0)
@@ -285,16 +285,16 @@ def test_compiled_and_recorded_it_is_what_it_is_alone():
     gradient = torch.randn(33, 192, device="cuda", dtype=torch.bfloat16)
 
     def leaf():
-        return rows.clone().requires_grad_()  # a recording must not meet the streams of an earlier pass
+        return rows.clone().requires_grad_()  # a capture must not meet the streams of an earlier pass
 
     def both(function):
         x = leaf()
         product = function(x)
         return product.detach(), *torch.autograd.grad(product, x, gradient)
 
-    recorded = torch.cuda.make_graphed_callables(layer, (leaf(),))
+    captured = torch.cuda.make_graphed_callables(layer, (leaf(),))
     exact = both(layer)
-    for function in (torch.compile(layer, fullgraph=True), recorded):
+    for function in (torch.compile(layer, fullgraph=True), captured):
         for found, right in zip(both(function), exact, strict=True):
             assert torch.equal(found, right)
 

@@ -100,7 +100,7 @@ def test_the_base_column_is_the_untouched_base_model(base, tuned, toy_model_dir,
 
 @pytest.fixture
 def mixing(tuned):
-    """Answers as on a GPU: recorded there, and here by the same steps."""
+    """Answers as on a GPU: captured there, and here by the same steps."""
     from llama2tut.gpu.decoding import add_adapters_in_place
     from llama2tut.models.attaching import LoadedModel
 

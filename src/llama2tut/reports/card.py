@@ -45,8 +45,8 @@ def _summary(config: RunConfig, run: TrainingRun, losses: list[float]) -> dict[s
         "best_step": run.at.best_step, "kept": config.request.keep, "stopped_early": run.stopped_early,
         "device": config.device, "peak_memory_gib": round(run.peak_gib, 2) if run.peak_gib else None,
         "precision": config.precision, "quantization": config.quantization, "attention": config.attention,
-        "gradient_checkpointing": config.gradient_checkpointing, "liger": config.liger, "recorded": config.cuda_graphs,
-        "llama2tut": __version__,
+        "gradient_checkpointing": config.gradient_checkpointing, "liger": config.liger,
+        "cuda_graphs": config.cuda_graphs, "llama2tut": __version__,
     }
 
 
