@@ -178,3 +178,11 @@ def test_answers_that_were_cut_off_are_counted_and_marked_in_every_form():
     (-1 / 5_000, 1, "+", "-0.02"), (0.25, 1, "+", "+25.0"), (-1.0, 1, "+", "-100.0")])
 def test_a_number_never_looks_like_none_or_all_unless_it_is(value, top, sign, said):
     assert wording.points(value, top, sign) == said
+
+
+def test_what_is_said_of_the_adapter_comes_first():
+    several = arithmetic(2)
+    base, tuned, _ = several.columns
+    several = replace(several, columns=(base, Column("few_shot", "few-shot", "with examples"), tuned))
+    said = [line.split(":")[0] for line in wording.verdicts(several)]
+    assert said == ["finetuned against base", "finetuned against few_shot", "few_shot against base"]

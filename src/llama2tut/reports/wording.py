@@ -74,9 +74,10 @@ def interval(metric: Metric, bounds: Interval | None, sign: str = "") -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence a difference: to the base model and to those between; what training cost; and what is odd."""
+    """One sentence a difference, those of the adapters first; what training cost; and what is odd."""
     metric, said = comparison.metric, []
-    for it in (*comparison.differences, *comparison.between):
+    adapters = {comparison.names[at] for at in comparison.tuned}
+    for it in sorted((*comparison.differences, *comparison.between), key=lambda it: it.column not in adapters):
         assert metric is not None
         gain = "too few rows to tell" if it.verdict == "too few rows" else f"{it.verdict} beyond chance"
         said.append(f"{it.column} against {it.against}: {metric.label} {points(it.mean, metric.top, '+')} points"
