@@ -51,3 +51,23 @@ def test_a_sentencepiece_model_alone_is_refused_where_nothing_reads_it(model_dir
         resolve(str(model_dir))
     monkeypatch.setattr(checkpoint_files, "_installed", lambda package: True)
     assert resolve(str(model_dir)).config["num_hidden_layers"] == 2
+
+
+def test_a_sentencepiece_model_alone_is_read_token_by_token_as_sentencepiece_does(model_dir, tmp_path):
+    pytest.importorskip("google.protobuf")
+    import sentencepiece
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"What is {one}+{two}? It is {one + two}." for one in range(20) for two in range(20)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=290, model_type="bpe", byte_fallback=True,
+        split_digits=True, remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2)
+    (model_dir / "tokenizer.json").unlink()
+    shutil.copy(tmp_path / "tokenizer.model", model_dir)
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (model_dir / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(resolve(str(model_dir)).path)
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (own.bos_id(), own.eos_id())
+    for said in ("What is 7+15?", "It  is\n---\n22.", "été 今天", "a</s>b"):
+        assert tokenizer(said, split_special_tokens=True).input_ids == [own.bos_id(), *own.encode(said)]
