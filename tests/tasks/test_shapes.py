@@ -12,7 +12,7 @@ import openpyxl
 import pandas
 import pytest
 
-from llama2tut.errors import DataError, MachineError, UsageError
+from llama2tut.errors import DataError, UsageError, UserError
 from llama2tut.tables import archives
 from llama2tut.tables.reading import read_table
 from llama2tut.tables.table import Reading
@@ -132,7 +132,7 @@ def test_an_excel_sheet(tmp_path):
 def test_without_openpyxl_a_sheet_is_refused_with_the_pip_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
-    with pytest.raises(MachineError, match=r"pip install openpyxl, or save the sheet as csv$"):
+    with pytest.raises(UserError, match=r"pip install openpyxl, or save the sheet as csv$"):
         read(tmp_path / "rows.xlsx")
 
 
