@@ -31,6 +31,7 @@ from llama2tut.tasks.tokenize import plain_ids
 LANGUAGES = {"en": "English", "zh": "Chinese"}  # of the general texts
 _PROBES = 3  # prompts whose logits tell whether the base column is the base model
 _MONTH = 30 * 24 * 3600  # seconds
+_ANSWERING = 2  # one more whenever the same model, prompt and sampling come to be answered otherwise
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json")
 
 
@@ -57,7 +58,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None, setting: Any, lasts: float = _MONTH) -> None:
-        self._file = folder / f"{_digest(setting)}.jsonl" if folder else None
+        self._file = folder / f"{_digest([_ANSWERING, setting])}.jsonl" if folder else None
         self._said: dict[str, dict[str, Any]] = {}
         lines: list[bytes] = []
         with suppress(OSError):
