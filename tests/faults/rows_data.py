@@ -98,6 +98,8 @@ ROWS = (
         says=("mine.json: line 1: nested too deep",)),
     Row(what="a broken line of jsonl", argv=f"{RUN} mine.jsonl", given=data('{"a": 1}\n{"a": \n', "mine.jsonl"),
         says=("mine.jsonl: line 2, column 7: Expecting value",)),
+    Row(what="a broken line of jsonl before a whole one", argv=f"{RUN} mine.jsonl",
+        given=data('{"a": 1}\n{"a": \n{"a": 1}\n', "mine.jsonl"), says=("mine.jsonl: line 3", "begins on line 2")),
     Row(what="cells that are no text", argv=f"{RUN} mine.json",
         says=("mine.json: column 'answer': not text but list in",),
         given=data(json.dumps([row | {"answer": ["x"]} for row in OBJECTS]), "mine.json")),

@@ -137,9 +137,9 @@ class _Values:
         return self._line, self._column + place - self._at
 
     def _fault(self, message: str, place: int) -> DataError:
-        before = self._held[self._at:place].rstrip()  # what is missing is missed on the line before
-        if "\n" in self._held[self._at + len(before):place]:
-            place = self._at + len(before)
-        line, column = self._seen(place)
-        return DataError(f"{self._label}: line {line}, column {column}: {message}; mend it: a list of objects, or one "
-                         "object a line")
+        before = self._held[self._at:place]
+        end = before.find("\n", len(before.rstrip()))  # what is missing is missed on the line before
+        line, column = self._seen(place if end < 0 else self._at + end)
+        begun = f", in what begins on line {self._line}" if line > self._line else ""
+        return DataError(f"{self._label}: line {line}, column {column}{begun}: {message}; mend it: a list of "
+                         "objects, or one object a line")
