@@ -196,7 +196,8 @@ def test_another_llama_recipes_is_noticed(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "llama_cookbook", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     [check] = checks.llama_recipes()
-    assert (check.status, check.detail) == ("problem", "llama-cookbook lacks finetuning.ConcatDataset")
+    assert check.status == "problem"
+    assert check.detail == "llama-cookbook lacks finetuning.optim, finetuning.ConcatDataset"
     assert "llama-recipes==0.0.5.post2" in check.mend
 
 

@@ -251,7 +251,7 @@ def test_a_moved_name_is_said_and_not_passed_over(upstream, monkeypatch):
 
 
 def test_everything_is_put_back_also_after_an_error(upstream):
-    names = ("LlamaForCausalLM", "get_peft_model", "ConcatDataset")
+    names = ("LlamaForCausalLM", "get_peft_model", "optim", "ConcatDataset")
     before = [getattr(upstream, name) for name in names]
     callbacks = compat.Callbacks(dtype=torch.float32, attention="sdpa", device="cpu", sharded=False, on_model=print,
                                  batches=packed_batches, evaluate=token_weighted_loss)

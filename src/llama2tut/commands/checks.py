@@ -19,6 +19,7 @@ from llama2tut.models.device import _GIB, free_memory_gib
 MENDED = (
     ("finetuning", "LlamaForCausalLM"),
     ("finetuning", "get_peft_model"),
+    ("finetuning", "optim"),
     ("finetuning", "ConcatDataset"),
     ("utils/memory_utils", "peak_monitor_func"),
     ("utils/train_utils", "evaluation"),
