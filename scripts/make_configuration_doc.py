@@ -15,7 +15,7 @@ import yaml
 
 from llama2tut.cli.help import split_default
 from llama2tut.config.requests import COMMANDS, FinetuneRequest
-from llama2tut.config.upstream_fields import OWNED, SETTABLE
+from llama2tut.config.upstream_fields import ELSEWHERE, OWNED, SETTABLE
 from llama2tut.resources import shipped
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
@@ -63,6 +63,10 @@ may be nested. What is set here goes to `llama_recipes.finetuning.main` as it is
 _OWNED = """
 These are set by llama2tut itself and refused; where there is a flag for the same thing, use that. Who types one of them
 as a flag, as the tutorials of llama-recipes do (`--num_epochs 3`, `--use_peft`), is told the same:
+"""
+
+_ELSEWHERE = """
+Who types what transformers, PEFT, TRL or another trainer calls a setting is told the flag, and the key of a recipe:
 """
 
 
@@ -145,8 +149,13 @@ def _upstream() -> str:
     reached = [_row(f"`{name}`", f"`{kind}`") for name, kind in sorted(SETTABLE.items(), key=_sections_last)]
     owned = [f"`{name}` (`{flag}`)" if flag else f"`{name}`"
              for name, flag in sorted(OWNED.items(), key=_sections_last)]
-    return "\n".join([_SET, "| field | type |", "|---|---|", *reached, _OWNED,
-                      textwrap.fill(", ".join(owned) + ".", 118, break_on_hyphens=False)])
+    elsewhere = [f"`{name}` (`--{_kebab(field)}`)" for name, field in sorted(ELSEWHERE.items())]
+    return "\n".join([_SET, "| field | type |", "|---|---|", *reached, _OWNED, _listed(owned), _ELSEWHERE,
+                      _listed(elsewhere)])
+
+
+def _listed(names: list[str]) -> str:
+    return textwrap.fill(", ".join(names) + ".", 118, break_on_hyphens=False)
 
 
 def _sections_last(item: tuple[str, Any]) -> tuple[bool, str]:

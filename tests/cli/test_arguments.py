@@ -131,3 +131,17 @@ def test_flags_of_llama_recipes_lead_to_ours(command, typed, meant):
     fault, = caught.value.faults
     assert typed in fault
     assert f"{meant})" in fault
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("--learning-rate", "--lr"), ("--num-train-epochs", "--epochs"), ("--num_train_epochs", "--epochs"),
+    ("--per-device-train-batch-size", "--batch-size"), ("--max-seq-length", "--context-length"),
+    ("--max-length", "--context-length"), ("--lora-rank", "--lora-r"), ("--lora-dim", "--lora-r"),
+    ("--model_name_or_path", "--model"), ("--load-in-4bit", "--quantization"), ("--bf16", "--precision")])
+def test_flags_of_other_trainers_lead_to_ours(typed, meant):
+    assert f"{typed} is no flag of finetune (did you mean {meant}?); see llama2tut finetune --help" in faults(
+        "finetune", "--task", "samsum", typed, "1")
+
+
+def test_flags_of_other_trainers_lead_only_to_what_the_command_has():
+    assert "--context-length" not in faults("infer", "--prompt", "a", "--max-length", "9")[0]

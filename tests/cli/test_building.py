@@ -36,6 +36,13 @@ def test_repeated_adapters_and_settings_are_joined():
         "--set names one key twice, not 'weight_decay=0.1 and weight_decay=0.2'; see llama2tut finetune --help"]
 
 
+@pytest.mark.parametrize(("key", "ours"), [("learning_rate", "lr"), ("per_device_train_batch_size", "batch_size")])
+def test_keys_of_other_trainers_lead_to_ours(key, ours):
+    Path("mine.yaml").write_text(f"{key}: 1\n")
+    assert faults("finetune", task="arithmetic", config="mine.yaml") == [
+        f"mine.yaml:1: {key} is no key of a recipe (did you mean {ours}?); docs/configuration.md lists them"]
+
+
 def test_all_faults_of_flags_and_recipe_are_named_together():
     Path("mine.yaml").write_text(
         "lr: 5\nbatchsize: 4\npacking: maybe\nllama_recipes:\n  num_epochs: 3\n  weight_decy: 1\n"

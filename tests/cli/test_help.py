@@ -58,6 +58,14 @@ def test_a_recipe_shows_what_it_sets_otherwise_than_the_default(run_cli):
     assert run_cli("finetune", "--task", "nosuch.yaml", "--help").out == command_help("finetune") + "\n"
 
 
+def test_help_without_a_task_says_that_a_recipe_goes_before_the_defaults(run_cli):
+    top = {command: command_help(command).partition("What:")[0] for command in COMMANDS}
+    assert [command for command, text in top.items() if "recipe" in text] == ["finetune"]
+    assert "--dry-run" in top["finetune"]
+    own = run_cli("finetune", "--task", "arithmetic", "--gpus", "0", "--help").out
+    assert top["finetune"].split("\n\n")[1] not in own
+
+
 def test_the_general_help_lists_the_commands():
     text = general_help()
     assert text.startswith(f"llama2tut {__version__}: ")

@@ -60,6 +60,18 @@ def test_help_before_the_command_or_without_one(ran, run_cli):
     assert run_cli().code == 0
 
 
+def test_a_bare_help_is_help_where_no_value_is_meant(ran, run_cli):
+    assert run_cli("finetune", "help").out == run_cli("finetune", "--help").out
+    line = ("--task", "arithmetic", "--gpus", "0")
+    assert run_cli("finetune", "help", *line).out == run_cli("finetune", *line, "--help").out
+    assert run_cli("help", "compare").out == run_cli("compare", "--help").out
+    assert run_cli("help").out == run_cli("--help").out
+    prompt = run_cli("infer", "help", "me")
+    assert (prompt.code, "--prompt 'help me'" in prompt.err) == (2, True)
+    assert run_cli("infer", "--prompt", "help").code == 0
+    assert [request.prompt for request in ran] == ["help"]
+
+
 @pytest.mark.parametrize("word", ["samsum", "seed", "__dict__", "0", "run", "gen-arithmetic"])
 def test_a_stray_word_neither_fills_a_flag_nor_names_a_member(ran, run_cli, word):
     for argv in (("gen-arithmetic", word), ("gen-arithmetic", "--seed", "1", word)):

@@ -110,6 +110,21 @@ def test_infer_answers_the_rows_and_one_prompt_alike(there, run_cli):
     assert raw.out == one.out
 
 
+def test_infer_without_an_adapter_names_the_one_that_was_trained_for_the_task(there, run_cli, toy_model_dir):
+    line = ("infer", "--model", toy_model_dir, "--limit", 2)
+    for task in ("colours.yaml", there / "colours.yaml"):
+        for asked in (("--prompt", "a plum"), ()):
+            done = run_cli(*line, "--task", task, *asked)
+            assert (done.code, done.err.count("--adapter outputs/colours")) == (0, 1)
+    alone = run_cli(*line, "--task", "colours.yaml", "--prompt", "a plum")
+    assert alone.out == run_cli(*line, "--prompt", "Which colour has this fruit?\na plum\n---\nColour:\n",
+                                "--max-new-tokens", 6).out  # the base model's answer
+    (there / "other.yaml").write_text(TASK)
+    for others in (("--task", "other.yaml"), ("--task", "colours.yaml", "--adapter", "outputs/colours"), ()):
+        done = run_cli(*line, *others, "--prompt", "a plum")
+        assert (done.code, "--adapter outputs" in done.err) == (0, False)
+
+
 def test_a_fault_in_the_rows_names_file_row_and_remedy(there, run_cli, tmp_path, toy_model_dir):
     path = tmp_path / "mine.csv"
     line = ("finetune", "--task", "colours.yaml", "--data", path, "--model", toy_model_dir, "--output-dir", tmp_path)

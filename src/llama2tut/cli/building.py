@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from llama2tut.config.coercion import coerce, did_you_mean
 from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
 from llama2tut.config.runs import CONFIG_NAME
-from llama2tut.config.upstream_fields import set_faults
+from llama2tut.config.upstream_fields import ELSEWHERE, set_faults
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError, UserError
 from llama2tut.models.device import choose_device
@@ -147,8 +147,9 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
     for key, value in file.values.items():
         field = by_key.get(key)
         if field is None or (field.name in not_kept and not saved):
-            faults.append(f"{file.at(key)}: {key} is no key of a recipe{did_you_mean(key, by_key.keys() - not_kept)}; "
-                          "docs/configuration.md lists them")
+            faults.append(f"{file.at(key)}: {key} is no key of a recipe"
+                          f"{did_you_mean(ELSEWHERE.get(key, key), by_key.keys() - not_kept)}; docs/configuration.md "
+                          "lists them")
             continue
         if field.name in not_kept:
             continue

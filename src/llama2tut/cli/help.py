@@ -44,6 +44,9 @@ def command_help(command: str, recipe: str = "", values: Mapping[str, Any] = Map
     lines = [_prose(f"llama2tut {command}: {_summary(command)}"), ""]
     if recipe:
         lines += [_prose(f"What the recipe {recipe} sets otherwise stands beside the default."), ""]
+    elif command == "finetune":
+        lines += [_prose("In [ ] stands what holds where neither a flag nor a recipe says otherwise. Every task has a "
+                         "recipe: --task TASK --help shows what it sets, --dry-run all that a run gets."), ""]
     group = None
     for field in dataclasses.fields(COMMANDS[command]):
         if (title := field.metadata.get("group")) != group:

@@ -54,8 +54,7 @@ def _main(argv: Sequence[str]) -> int:
         console.silence()
     ranks.settle()
     try:
-        words = [word for word in argv if word in ("--help", "-h")]
-        if words or not argv:
+        if not argv or _asks_for_help(argv):
             command = next((word for word in argv if word in COMMANDS), None)
             console.write((_help(command, argv) if command else general_help()) + "\n")
             return 0
@@ -122,6 +121,12 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether `--help` stands anywhere, or a bare `help` before a command or behind it; `infer help me` is a prompt."""
+    before, behind = argv[0] == "help", argv[0] in COMMANDS and argv[1:2] == ["help"]
+    return "--help" in argv or "-h" in argv or before or (behind and all(word[:1] == "-" for word in argv[2:3]))
 
 
 def _help(command: str, argv: Sequence[str]) -> str:

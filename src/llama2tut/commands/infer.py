@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import select
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
 from llama2tut.inference.config import InferenceConfig, prompt_ids, resolve_inference
 from llama2tut.inference.outside import read_prompts
+from llama2tut.models.adapters import trained_for
 from llama2tut.models.device import ranks_to_start
 
 _WAIT = 3  # seconds for the first byte of a pipe
@@ -50,6 +52,10 @@ def run(request: InferRequest, console: Console) -> Result:
         _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
     if count and count > 1 and len(config.prompts) > 1:
         return StartRanks(count=count)
+    tuned = trained_for(request.task) if request.task and not request.adapter else None
+    if tuned and request.model in (None, tuned.base):  # of another model than its own nobody expects its answers
+        console.note(f"the base model answers; {tuned.path} was trained for this task: --adapter "
+                     f"{shlex.quote(str(tuned.path))} asks it")
     if not request.output or ranks.rank() > 0:
         return _answer(request, config, prompts, console, settings=settings)
     with adding_to(request.output) as file:

@@ -39,6 +39,17 @@ OWNED = {
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
 _OF_ITS_INFERENCE = {"peft_model": "--adapter", "prompt_file": "--prompt-file", "user_prompt": "--prompt"}
+# The same settings as transformers', PEFT's, TRL's and other trainers' command lines and files call them -> our fields.
+ELSEWHERE = {
+    "learning_rate": "lr", "num_train_epochs": "epochs", "max_seq_length": "context_length",
+    "max_seq_len": "context_length", "max_length": "context_length", "cutoff_len": "context_length",
+    "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size", "micro_batch_size": "batch_size",
+    "lr_scheduler_type": "schedule", "lora_rank": "lora_r", "lora_dim": "lora_r",
+    "lora_target_modules": "lora_targets", "lora_target": "lora_targets", "model_name_or_path": "model",
+    "adapter_name_or_path": "adapter", "dataset_name": "data", "load_in_4bit": "quantization",
+    "load_in_8bit": "quantization", "bf16": "precision", "fp16": "precision", "resume_from_checkpoint": "resume",
+    "max_train_samples": "limit", "max_eval_samples": "eval_limit",
+}
 _NEEDS = {"flop_counter": "tabulate"}  # packages that training never needs otherwise
 _TYPES: dict[str, tuple[type[Any], ...]] = {
           "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,),
@@ -46,7 +57,7 @@ _TYPES: dict[str, tuple[type[Any], ...]] = {
 
 
 def hint(name: str, flags: Collection[str]) -> str:
-    """What to type where llama-recipes has a flag of this name and the command has none; nothing where neither has.
+    """What to type where another trainer has a flag of this name and the command has none; nothing where none has.
 
     Args:
         name: with underscores, as it was typed.
@@ -54,6 +65,8 @@ def hint(name: str, flags: Collection[str]) -> str:
     """
     if name in SETTABLE and "set" in flags:
         return f" (llama-recipes' own: give it as --set {name}=VALUE)"
+    if ELSEWHERE.get(name) in flags:
+        return f" (did you mean --{ELSEWHERE[name].replace('_', '-')}?)"
     name = f"lora_config.{name}" if f"lora_config.{name}" in OWNED else name
     ours = OWNED.get(name) or _OF_ITS_INFERENCE.get(name)
     if ours and ours.removeprefix("--").replace("-", "_") in flags:

@@ -1,6 +1,7 @@
 """A LoRA adapter's folder -> checked facts about it; reads no weights and never imports torch."""
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from llama2tut.config.coercion import coerce
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.config.runs import CONFIG_NAME, SUMMARY_NAME
 from llama2tut.config.yaml_files import read_yaml
-from llama2tut.errors import ModelError, UsageError
+from llama2tut.errors import Faults, ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json, refuse_endless, tensor_shapes
 from llama2tut.models.smollm2 import ALIAS
@@ -215,13 +216,32 @@ def newest_adapter(root: Path = Path("outputs")) -> Path:
     Raises:
         ModelError: there is none.
     """
-    found = [file.parent for file in root.rglob("adapter_config.json") if "checkpoints" not in file.parts]
-    if not found:
+    if not (found := _newest_first(root)):
         raise ModelError(f"no adapter under {root}: train one with `llama2tut finetune --task arithmetic`, or name one "
                          "with --adapter")
+    return found[0]
 
+
+def trained_for(task: str, root: Path = Path("outputs")) -> Adapter | None:
+    """The adapter under `root` whose training for a task finished last; folders that cannot be read are passed over.
+
+    Args:
+        task: as `--task` names it; a file is the same by whatever path it is named.
+    """
+    for folder in _newest_first(root):
+        adapter = Faults().attempt(read_adapter, folder)
+        name = str(adapter.request.get("task")) if adapter else ""
+        if adapter and (name == task or (Path(task).is_file() and os.path.realpath(name) == os.path.realpath(task))):
+            return adapter
+    return None
+
+
+def _newest_first(root: Path) -> list[Path]:
+    """The adapters' folders under `root`, by when their training finished."""
     def finished(folder: Path) -> tuple[float, str]:
         summary = folder / SUMMARY_NAME
         return (summary if summary.exists() else folder / "adapter_config.json").stat().st_mtime, str(folder)
 
-    return max(found, key=finished)
+    found = [file.parent for file in root.rglob("adapter_config.json")
+             if "checkpoints" not in file.parts and file.is_file()]
+    return sorted(found, key=finished, reverse=True)
