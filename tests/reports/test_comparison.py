@@ -171,6 +171,19 @@ def test_answers_that_were_cut_off_are_counted_and_marked_in_every_form():
     assert exports.csv(comparison).count('"base finetuned"\n') == 1
 
 
+def test_answers_that_only_capitals_make_wrong_are_told_under_the_scores_of_every_form():
+    task = replace(SAMSUM, metric="exact_match")
+    labels = [("Great!", "happy", "Happy", "happy"), ("Oh no", "sad", "Angry", "sad"), ("Yes", "happy", "Happy", "sad")]
+    comparison = compared(task, labels)
+    value = comparison.to_dict()
+    assert value["scores"]["base"]["lenient"] == {"ignore": ["case"], "more": 2}
+    assert "lenient" not in value["scores"]["finetuned"]
+    jsonschema.Draft202012Validator(SCHEMA).validate(value)
+    for form in (table.table, markdown.markdown, page.page):
+        assert "base: 2 more answers" in " ".join(form(comparison).split())
+        assert "more answers" not in form(arithmetic())
+
+
 @pytest.mark.parametrize(("value", "top", "sign", "said"), [
     (4_999 / 5_000, 1, "", "99.98"), (1 / 5_000, 1, "", "0.02"), (1.0, 1, "", "100.0"), (0.0, 1, "", "0.0"),
     (0.5, 1, "", "50.0"), (99_999 / 100_000, 1, "", "99.999"), (99.97, 100, "", "99.97"), (44.44, 100, "", "44.4"),

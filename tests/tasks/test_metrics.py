@@ -123,6 +123,26 @@ def test_a_graded_score_is_held_against_the_base_and_a_share_against_the_referen
     assert [METRICS["exact_match"].outcome(value, 1.0) for value in (1.0, 0.0)] == ["right", "wrong"]
 
 
+@pytest.mark.parametrize(("ignore", "answers", "lenient", "gain"), [
+    ((), ("happy", "Happy", "sad"), ("case",), 1),
+    ((), ("happy", "happy", "sad"), (), 0),
+    (("case",), ("Happy", "HAPPY", "sad"), (), 0),
+    ((), ("Happy!", "Happy", "ｈａｐｐｙ"), ("case", "punctuation", "width"), 3),
+    (("case",), ("Happy.", "Happy", "sad"), ("case", "punctuation"), 1),
+    ((), ("hap py", " happy\n", "very  happy"), (), 0),
+])
+def test_what_scoring_is_strict_on_is_found(ignore, answers, lenient, gain):
+    scores = score(replace(SAMSUM, metric="exact_match", ignore=ignore), answers, ["happy"] * 3)
+    assert (scores.lenient, scores.lenient_gain) == (lenient, gain)
+
+
+def test_leniency_goes_by_what_the_task_extracts_and_finds_nothing_in_grades():
+    task = replace(SAMSUM, metric="exact_match", extract=lambda text: text.removeprefix("- "))
+    assert score(task, ["- Happy", "sad"], ["happy", "?"]).lenient == ("case",)
+    assert score(task, ["!", "..."], ["?", "?"]).lenient == ()
+    assert score(SAMSUM, ["Cat Sat", "map"], ["cat sat", "dog"]).lenient == ()
+
+
 def test_english_scores_are_those_of_rouge_score():
     texts = [text for path in (REPOSITORY / "data/dialogues").glob("*.json") for row in json.loads(path.read_text())
              for text in row.values() if not re.search(r"[^\W\d_a-zA-Z]", text)]

@@ -189,6 +189,8 @@ class Comparison:
             "rows": rows,
             "scores": {name: {"metric": scores.metric, "rows": scores.rows, **scores.means,
                               "intervals": {key: ends or (None, None) for key, ends in bounds.items()}}
+                       | ({"lenient": {"ignore": scores.lenient, "more": scores.lenient_gain}}
+                          if scores.lenient else {})
                        for name, scores, bounds in zip(names, self.scores, self.intervals, strict=False)},
             "differences": {it.column: {"metric": headline, **_told(it)} for it in self.differences},
             "between": [{"column": it.column, "against": it.against, "metric": headline, **_told(it)}

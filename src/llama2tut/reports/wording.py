@@ -74,7 +74,7 @@ def interval(metric: Metric, bounds: Interval | None, sign: str = "") -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """One sentence a difference, those of the adapters first; what training cost; and what is odd."""
+    """One sentence a difference, adapters first; what scoring is strict on; what training cost; and what is odd."""
     metric, said = comparison.metric, []
     adapters = {comparison.names[at] for at in comparison.tuned}
     for it in sorted((*comparison.differences, *comparison.between), key=lambda it: it.column not in adapters):
@@ -82,6 +82,9 @@ def verdicts(comparison: Comparison) -> list[str]:
         gain = "too few rows to tell" if it.verdict == "too few rows" else f"{it.verdict} beyond chance"
         said.append(f"{it.column} against {it.against}: {metric.label} {points(it.mean, metric.top, '+')} points"
                     f"{interval(metric, it.interval, '+')}, {gain}")
+    said += [f"{name}: {counted(scores.lenient_gain, 'more answer', 'more answers')} would be right with `ignore: "
+             f"[{', '.join(scores.lenient)}]` in the task file"
+             for name, scores in zip(comparison.names, comparison.scores, strict=False) if scores.lenient]
     tuned = comparison.names[comparison.tuned[0]]
     said += [f"{comparison.names[at]} answers as {tuned} does on {comparison.same(at):,} of "
              f"{counted(len(comparison.rows), 'row', 'rows')}" for at in comparison.foreign]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Any, Literal
 
 from llama2tut.errors import DataError
@@ -189,12 +190,16 @@ class Scores:
         rows: how many answers were scored.
         per_row: the metric's scores -> one value a row.
         means: the same names -> mean over rows; for a graded metric also `words`, the mean length of an answer.
+        lenient: the task's `ignore` with which most answers would be right; empty where no other makes any more right.
+        lenient_gain: how many more those would be.
     """
 
     metric: str
     rows: int
     per_row: dict[str, tuple[float, ...]]
     means: dict[str, float]
+    lenient: tuple[str, ...] = ()
+    lenient_gain: int = 0
 
     @property
     def headline(self) -> str:
@@ -224,13 +229,34 @@ def score(task: Task, completions: Sequence[str], references: Sequence[str]) -> 
                          f"{task.metric}")
     answers = [_read(task, completion) for completion in completions]
     per_row = metric.values(answers, [_wanted(task, reference) for reference in references])
+    lenient, gain = _leniency(task, metric, completions, references, per_row[metric.headline])
     lengths = {"words": sum(len(_words(answer)) for answer in answers) / len(answers)} if metric.graded else {}
     return Scores(
         metric=task.metric,
         rows=len(completions),
         per_row=per_row,
         means={name: sum(values) / len(values) for name, values in per_row.items()} | lengths,
+        lenient=lenient,
+        lenient_gain=gain,
     )
+
+
+def _leniency(task: Task, metric: Metric, completions: Sequence[str], references: Sequence[str],
+              values: Sequence[float]) -> tuple[tuple[str, ...], int]:
+    """The `ignore`, the shortest if there are several, with which most answers would be right, and how many more."""
+    wrong = [] if metric.graded else [
+        (task.extract(said) or "", task.extract(wanted) or wanted)
+        for said, wanted, value in zip(completions, references, values, strict=True) if value != metric.top]
+    others = [kind for kind in IGNORED if kind not in task.ignore]
+    best: tuple[str, ...] = ()
+    gain = 0
+    for more in (kinds for size in range(1, len(others) + 1) for kinds in combinations(others, size)):
+        ignore = tuple(kind for kind in IGNORED if kind in (*task.ignore, *more))
+        pairs = [[plain(text, ignore).strip() for text in pair] for pair in wrong]
+        if pairs := [pair for pair in pairs if pair[1]]:
+            right = metric.values(*zip(*pairs, strict=True))[metric.headline].count(metric.top)
+            best, gain = (ignore, right) if right > gain else (best, gain)
+    return best, gain
 
 
 def _read(task: Task, text: str) -> str:
