@@ -122,7 +122,7 @@ ROWS = (
         says=("task.yaml:3: there is no recipe ../../etc",)),
     Row(what="a task whose columns the rows have not", argv=f"{TASK} task.yaml",
         given=task("prompt: 'Q: {question}'\ntarget: answer\n"),
-        says=("arithmetic_train.csv: no column 'question' (there: 'instruction'",)),
+        says=("task.yaml:1: prompt: ", "arithmetic_train.csv has no column 'question' (there: 'instruction'")),
     Row(what="a task with a bomb of anchors", argv=f"{TASK} task.yaml", given=task(BOMB),
         says=(f"task.yaml:1: {ANCHORS}",)),
     Row(what="a Python task that is not there", argv=f"{TASK} own.py", given=GIVEN,

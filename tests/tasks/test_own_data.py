@@ -134,7 +134,7 @@ def test_a_fault_in_the_rows_names_file_row_and_remedy(there, run_cli, tmp_path,
     assert done.err == f"llama2tut: error: {path}: column 'shade': empty in row 2; mend or delete them\n"
     path.write_text("fruit,colour\nplum,blue\n")
     wrong = run_cli(*line).err
-    assert "no column 'shade' (there: 'fruit', 'colour'; task colours needs 'fruit', 'shade')" in wrong
+    assert f"colours.yaml:2: target: {path} has no column 'shade' (there: 'fruit', 'colour'); " in wrong
 
 
 def test_a_task_file_out_of_reach(there, run_cli, tmp_path, monkeypatch):

@@ -95,7 +95,6 @@ KEYS = ("prompt, target, reference, metric, extract, ignore, shorten, max_new_to
       "4: the pattern does not compile (missing ), unterminated subpattern at position 0); mend the pattern",
       "5: there is no recipe ../x; name one of arithmetic, samsum",
       "1: the prompt names no column; put one in braces, as in {question}"]),
-    ("prompt: '{q} {r}'\ntarget: a\nshorten: b", ["3: b is no column of the prompt; name one of q, r"]),
     ("prompt: '{q} {a}'\ntarget: a\n", ["1: the prompt shows the target {a}; take it out of the prompt"]),
     (f"prompt: '{{q}}'\ntarget: a\nextract: '{'x' * 501}'\n",
      ["3: a pattern of 501 characters is too long; mend the pattern"]),

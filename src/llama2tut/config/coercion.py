@@ -5,7 +5,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -18,8 +18,15 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 def did_you_mean(word: str, known: Any, dashes: str = "") -> str:
     """` (did you mean X?)` for the nearest of the known words, or an empty string; `dashes` go before it."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {dashes}{near[0]}?)" if near else ""
+    near = nearest(word, known)
+    return f" (did you mean {dashes}{near}?)" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like this one, capitals aside; None where none is like it."""
+    folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return folded[near[0]] if near else None
 
 
 def coerce(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:

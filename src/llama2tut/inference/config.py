@@ -88,9 +88,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if name and not task and not request.task:
         faults.append(f"--task is missing, and {name}, which the adapter was trained with, is of no use from here; "
                       "start where finetune ran, or give --task")
-    if template and task and len(task.prompt_columns) - len(task.optional_columns) != 1:
-        faults.append(f"--task {name} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; "
-                      "give the whole prompt with --raw")
+    if template and task:
+        faults += task.misplaced_shorten() or _many_columns(task, f"--task {name}")
     base = (faults.attempt(base_of, first, request.model) if first else request.model) or (
         DEFAULT_GPU if device == "cuda" else DEFAULT_CPU)
     found, rows, source = None, list[dict[str, str]](), "prompts"
@@ -252,6 +251,13 @@ def first_answer(task: Task, text: str) -> str:
         if other.startswith(head) or (number == len(others) and head.startswith(other)):
             return _BETWEEN.join([first, *others[:number - 1]])
     return text
+
+
+def _many_columns(task: Task, given: str) -> list[str]:
+    """That a prompt wants several cells, if it does."""
+    return [] if len(task.prompt_columns) - len(task.optional_columns) == 1 else [
+        f"{given} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; give the whole prompt "
+        "with --raw"]
 
 
 def saved_task(adapter: Adapter) -> Task | None:

@@ -108,6 +108,7 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
                         "download it again") from error
     except DataError as error:
         raise DataError(*faults, *error.faults) from error
+    faults = faults or task.misplaced_shorten()  # a column that the table lacks is what has to be mended first
     rows = found.rows
     held_out: tuple[str, ...] = ()
     if not faults:
@@ -163,7 +164,7 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
         placed.append(_Placed(tuple(text for text, _ in texts.values()), others, file, number))
     file.there = tuple(column for column in further if column in table.columns)
     if (placed or bad) and (missing := _missing(task, table)):
-        faults.append(missing)
+        faults += missing
         return []
     if headers:
         notes.append(f"{table.label}: the header stands again as {numbered(headers)}")
@@ -186,16 +187,13 @@ def _conversations(table: Table, bad: dict[tuple[str, str], list[int]]) -> Itera
             bad.setdefault((repr(column), str(fault)), []).append(number)
 
 
-def _missing(task: Task, table: Table) -> str | None:
-    """What a table lacks that the task needs, or None."""
-    there = ", ".join(map(repr, table.columns))
-    if task.chat:
-        return None if any(name in table.columns for name in CONVERSATIONS) else (
-            f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: {there}); name it so, or write "
-            "a prompt into a TASK.yaml")
-    lacks = [column for column in task.columns if column not in (*table.columns, *task.optional_columns)]
-    return (f"{table.label}: no column {', '.join(map(repr, lacks))} (there: {there}; task {task.name} needs "
-            f"{', '.join(map(repr, task.columns))}); rename them, or describe yours in a TASK.yaml") if lacks else None
+def _missing(task: Task, table: Table) -> list[str]:
+    """What a table lacks that the task needs."""
+    if not task.chat:
+        return task.lacking(table.label, list(table.columns))
+    return [] if any(name in table.columns for name in CONVERSATIONS) else [
+        f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: "
+        f"{', '.join(map(repr, table.columns))}); name it so, or write a prompt into a TASK.yaml"]
 
 
 def held_out_rows(distinct: int) -> int:

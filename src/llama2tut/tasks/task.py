@@ -10,10 +10,12 @@ To change what the model is asked, change `prompt` below; training and inference
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from unicodedata import decimal
+
+from llama2tut.config.coercion import nearest
 
 Extractor = Callable[[str], str | None]
 _PLACEHOLDER = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
@@ -53,6 +55,7 @@ class Task:
         bare_prompt: in place of `prompt` where a row has nothing in the columns that only `prompt` names, or "".
         encoding, sheet: of text files and of workbooks, where it is not UTF-8 and the first.
         chat: for conversations: the prompt's column `messages` is JSON of the turns before the answer; None otherwise.
+        at: key of its file -> FILE:LINE, for messages; empty for a task that has none.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Task:
     sheet: str | None = None
     chat: Chat | None = None
     ignore: tuple[str, ...] = ()
+    at: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -87,6 +91,28 @@ class Task:
     def columns(self) -> tuple[str, ...]:
         """Every column that a row must have: the prompt's, the target and the reference."""
         return tuple(dict.fromkeys((*self.prompt_columns, self.target, self.reference)))
+
+    def lacking(self, label: str, there: Sequence[str]) -> list[str]:
+        """What the table `label` with the columns `there` lacks, one message for each line of the task's file."""
+        lacks = [column for column in self.columns if column not in (*there, *self.optional_columns)]
+        names, free = ", ".join(map(repr, there)), [column for column in there if column not in self.columns]
+        if lacks and not self.at:
+            return [f"{label}: no column {', '.join(map(repr, lacks))} (there: {names}; task {self.name} needs "
+                    f"{', '.join(map(repr, self.columns))}); rename them, or describe yours in a TASK.yaml"]
+        faults = []
+        for column in lacks:
+            key = ("prompt" if column in self.prompt_columns else "target" if column == self.target else "reference")
+            near = nearest(column, free)
+            meant = f"did you mean {f'{{{near}}}' if key == 'prompt' else near}?" if near else "name one that is there"
+            faults.append(f"{self.at[key]}: {key}: {label} has no column {column!r} (there: {names}); {meant}")
+        return faults
+
+    def misplaced_shorten(self) -> list[str]:
+        """That `shorten` names a column which the prompt does not show, if it does."""
+        if not self.shorten or self.shorten in self.prompt_columns:
+            return []
+        return [f"{self.at.get('shorten', f'task {self.name}')}: shorten: {self.shorten} is no column of the prompt; "
+                f"name one of {', '.join(self.prompt_columns)}"]
 
     def render(self, row: Mapping[str, str]) -> str:
         """The prompt for one row. Cells are put in as they are: braces in them are never filled again."""

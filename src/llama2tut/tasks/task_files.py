@@ -134,7 +134,7 @@ def _task(file: YamlFile) -> Task:
                 default_data=values.get("data"), encoding=values.get("encoding"), sheet=values.get("sheet"),
                 recipe=values.get("recipe", SAMSUM.recipe),
                 notes=() if chat else tuple(_odd(prompt, file.at("prompt"))), chat=chat,
-                ignore=tuple(values.get("ignore", ())))
+                ignore=tuple(values.get("ignore", ())), at={key: file.at(key) for key in values})
     try:
         " ".encode(task.encoding or "utf-8")
     except (LookupError, UnicodeError):  # or of something other than text, such as zip
@@ -147,9 +147,6 @@ def _task(file: YamlFile) -> Task:
         faults.append(f"{file.at('prompt')}: the prompt names no column; put one in braces, as in {{question}}")
     if task.target in task.prompt_columns:
         faults.append(f"{file.at('prompt')}: the prompt shows the target {{{task.target}}}; take it out of the prompt")
-    if task.shorten and task.prompt_columns and task.shorten not in task.prompt_columns:
-        faults.append(f"{file.at('shorten')}: {task.shorten} is no column of the prompt; name one of "
-                      f"{', '.join(task.prompt_columns)}")
     if faults:
         raise UsageError(*faults)
     return task

@@ -1,0 +1,56 @@
+"""What a new user's slips in a task file are answered with: the line to mend, and the word that was meant."""
+
+from pathlib import Path
+
+import pytest
+
+from llama2tut.errors import DataError
+from llama2tut.tasks.rows import load_rows
+from llama2tut.tasks.task_files import load_task
+
+MOOD = """\
+data: mood.csv
+prompt: "Mood of {note}:"
+target: mood
+shorten: note
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"note {number},{'good' if number % 2 else 'bad'} {number}\n" for number in range(40))
+    Path("mood.csv").write_text(f"note,mood\n{rows}")
+    return tmp_path
+
+
+def faults_of(text: str, data: str | None = None) -> tuple[str, ...]:
+    Path("mood.yaml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_rows(load_task("mood.yaml"), data, seed=1)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize(("old", "new", "begins", "ends"), [
+    ("{note}", "{notes}", "mood.yaml:2: prompt: mood.csv", "did you mean {note}?"),
+    ("{note}", "{NOTE}", "mood.yaml:2: prompt: mood.csv", "did you mean {note}?"),
+    ("target: mood", "target: mod", "mood.yaml:3: target: mood.csv", "did you mean mood?"),
+    ("shorten: note", "reference: modo", "mood.yaml:4: reference: mood.csv", "name one that is there"),
+    ("{note}", "{sentence}", "mood.yaml:2: prompt: mood.csv", "name one that is there")])
+def test_a_column_that_the_rows_lack_is_told_once_with_its_line_and_the_one_that_was_meant(old, new, begins, ends):
+    fault, = faults_of(MOOD.replace(old, new))
+    assert fault.startswith(begins)
+    assert "(there: 'note', 'mood')" in fault
+    assert fault.endswith(ends)
+
+
+def test_only_where_the_columns_are_right_is_shorten_compared_with_them():
+    fault, = faults_of(MOOD.replace("shorten: note", "shorten: mood"))
+    assert fault.startswith("mood.yaml:4: shorten: mood ")
+
+
+def test_a_given_prompt_too_is_refused_where_shorten_names_no_column_of_the_prompt(run_cli, toy_model_dir):
+    Path("mood.yaml").write_text(MOOD.replace("shorten: note", "shorten: notes"))
+    done = run_cli("infer", "--model", toy_model_dir, "--task", "mood.yaml", "--prompt", "hm")
+    assert (done.code, done.out) == (2, "")
+    assert "mood.yaml:4: shorten: notes " in done.err
