@@ -188,7 +188,10 @@ def test_dialogues_in_the_table_keep_their_lines_and_stay_aligned(columns, tuned
     prompts = [line.split("│")[2].strip() for line in table if line[0] == "│"]
     assert prompts[0] == "prompt"
     for turn in ("Summarize this dialog:", "健: いいね!🎬 何時?", "---", "Summary:"):
-        assert turn in (prompts if columns == 200 else " ".join(prompts))
+        if columns == 200:
+            assert turn in prompts
+        else:  # broken between words, and between Japanese characters
+            assert turn.replace(" ", "") in "".join(prompts).replace(" ", "")
     if columns == 200:  # the narrow table cuts the long dialogue before these
         assert {"José: sí 👨‍👩‍👧 con los niños", "민준: 응 <file_photo>", r"한나: \x1b[31mred\x1b[0m"} < set(prompts)
     assert "\x1b" not in done.out
