@@ -54,3 +54,29 @@ def test_a_given_prompt_too_is_refused_where_shorten_names_no_column_of_the_prom
     done = run_cli("infer", "--model", toy_model_dir, "--task", "mood.yaml", "--prompt", "hm")
     assert (done.code, done.out) == (2, "")
     assert "mood.yaml:4: shorten: notes " in done.err
+
+
+@pytest.mark.parametrize("data", ["mine/mod.csv", "nowhere.csv", "data/arithmetic", "Samsung/samsum"])
+def test_data_that_the_task_file_names_and_is_not_there_is_told_with_its_line_and_where_it_was_looked_up(data, folder):
+    fault, = faults_of(MOOD.replace("mood.csv", data))
+    assert fault.startswith(f"mood.yaml:1: data: {data}")
+    assert (f" in {folder}, " in fault) == (data != "Samsung/samsum")
+    fault, = faults_of(MOOD, data)
+    assert fault.startswith(f"--data: {data}")
+
+
+def test_data_beside_the_task_file_is_found_for_who_started_elsewhere(folder, monkeypatch):
+    Path("mood.yaml").write_text(MOOD)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    with pytest.raises(DataError, match=f"in {folder}/elsewhere, .*; write ../mood.csv, or "):
+        load_rows(load_task("../mood.yaml"), None, seed=1)
+
+
+@pytest.mark.parametrize("name", ["mood.csv", "mails.jsonl.gz", "book.xlsx", "dialogues", "folder"])
+def test_data_given_as_a_task_is_sent_to_its_flag(name, run_cli):
+    Path("folder").mkdir()
+    done = run_cli("finetune", "--task", name)
+    assert (done.code, done.out) == (2, "")
+    assert f"--task {name}: this is data" in done.err
+    assert f"--data {name}" in done.err

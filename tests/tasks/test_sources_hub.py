@@ -111,8 +111,8 @@ def test_paths_are_not_looked_up_on_the_hub(hub, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     calls = hub(ConnectionError())
-    assert refused(name).endswith(": no such file or folder; mend it, or name a hub id (org/name), `dialogues` or "
-                                "`dialogues-zh`")
+    assert refused(name).endswith(f": no such file or folder in {tmp_path}, where this was started; mend it, or name "
+                                  "a hub id (org/name), `dialogues` or `dialogues-zh`")
     assert calls == []
 
 

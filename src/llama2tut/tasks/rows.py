@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from llama2tut.console import counted
 from llama2tut.errors import DataError
 from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered, until_fault
-from llama2tut.tasks.sources import SPLITS, find, split_of
+from llama2tut.tasks.sources import SPLITS, find, named_by, split_of
 from llama2tut.tasks.task import Task, chat_cells
 
 _ODD = 0.01  # up to this share of faulty rows only warn; more is an error
@@ -104,8 +104,8 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     try:
         found = find(task, data, lambda table: _checked(task, table, faults, notes, also))
     except OSError as error:
-        raise DataError(f"--data: {error.filename or data} cannot be read ({error.strerror or error}); mend that, or "
-                        "download it again") from error
+        raise DataError(f"{named_by(task, data)}: {error.filename or data} cannot be read ({error.strerror or error}); "
+                        "mend that, or download it again") from error
     except DataError as error:
         raise DataError(*faults, *error.faults) from error
     faults = faults or task.misplaced_shorten()  # a column that the table lacks is what has to be mended first

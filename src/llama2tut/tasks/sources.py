@@ -22,8 +22,9 @@ SPLITS = ("train", "validation", "test")
 _WORDS = {**{split: split for split in SPLITS}, "val": "validation", "dev": "validation"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
-_SAMPLES = ("dialogues", "dialogues-zh")  # ship with llama2tut
-_SUFFIXES = (*READERS, ".7z")
+_FLAG = "--data"
+SAMPLES = ("dialogues", "dialogues-zh")  # ship with llama2tut
+SUFFIXES = (*READERS, ".7z")
 _MOST_COLUMNS = 10_000
 Taken = TypeVar("Taken")
 Take = Callable[[Table], list[Taken]]  # draws the rows of a table while its file is open
@@ -52,10 +53,10 @@ def find(task: Task, data: str | None, take: Take[Taken]) -> Found[Taken]:
         DataError: nothing there, or not readable.
         OSError: a file cannot be read.
     """
-    name = task.default_data if data is None else data
+    name, given = task.default_data if data is None else data, named_by(task, data)
     if not name:
         raise DataError(f"--data: none given, and task {task.name} has none of its own; name a folder, file or hub id")
-    path = shipped(f"data/{name}") if name in _SAMPLES else Path(os.path.expanduser(name))
+    path = shipped(f"data/{name}") if name in SAMPLES else Path(os.path.expanduser(name))
     reading = Reading(task.encoding, task.sheet)
     if os.path.isdir(path):
         return _folder(path, name.rstrip("/") or name, reading, take)
@@ -64,16 +65,27 @@ def find(task: Task, data: str | None, take: Take[Taken]) -> Found[Taken]:
     if matching := sorted(filter(os.path.isfile, glob.glob(str(path)))):
         return _files(f"files {name}", {each: Path(each) for each in matching}, reading, take, together=True)
     if name.rstrip("/") == ARITHMETIC.default_data:
-        raise DataError(f"--data: {name}: no such folder; make it with llama2tut gen-arithmetic")
-    if _HUB_ID.fullmatch(name) and kind(name) not in _SUFFIXES and not os.path.isdir(path.parts[0]):
-        return _hub(name, reading, take)
-    raise DataError(f"--data: {name}: no such file or folder; mend it, or name a hub id (org/name), `dialogues` or "
-                    "`dialogues-zh`")
+        raise DataError(f"{given}: {name}: no such folder{_from_here(path)}; make it with llama2tut gen-arithmetic")
+    if _HUB_ID.fullmatch(name) and kind(name) not in SUFFIXES and not os.path.isdir(path.parts[0]):
+        return _hub(name, given, reading, take)
+    beside = Path(given).parent / path
+    mend = f"write {beside}" if given != _FLAG and os.path.exists(beside) else "mend it"
+    raise DataError(f"{given}: {name}: no such file or folder{_from_here(path)}; {mend}, or name a hub id (org/name), "
+                    "`dialogues` or `dialogues-zh`")
 
 
-def _hub(name: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
+def named_by(task: Task, data: str | None) -> str:
+    """What names the place of the rows, for messages: the flag, or a line of the task's file."""
+    return f"{task.at['data']}: data" if data is None and "data" in task.at else _FLAG
+
+
+def _from_here(path: Path) -> str:
+    return "" if path.is_absolute() else f" in {os.getcwd()}, where this was started"
+
+
+def _hub(name: str, given: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
     if name.lower() in _SCRIPTED:
-        raise DataError(f"--data: {name} is a script data set, which can no longer be loaded; use --data "
+        raise DataError(f"{given}: {name} is a script data set, which can no longer be loaded; use --data "
                         f"{_SCRIPTED[name.lower()]}, or its authors' corpus.7z")
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -90,7 +102,7 @@ def _hub(name: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
                 return _folder(cached, name, reading, take)
             why = away or "it cannot be reached"
             advice = (f"{'unset HF_HUB_OFFLINE' if why == hub.SWITCHED_OFF else 'go online'}, {advice}, or try "
-                      f"--data {_SAMPLES[0]}, which ships with llama2tut")
+                      f"--data {SAMPLES[0]}, which ships with llama2tut")
         elif "gated" in str(error):
             advice = f"accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -99,7 +111,7 @@ def _hub(name: str, reading: Reading, take: Take[Taken]) -> Found[Taken]:
             advice = "use a copy without a script"
         elif configs := re.search(r"available configs: (\[.*?\])", str(error)):
             advice = f"download the one of {configs[1]} that you mean and name its folder"
-        raise DataError(f"--data: {name}: not here, nor from the hub ({why}); {advice}") from error
+        raise DataError(f"{given}: {name}: not here, nor from the hub ({why}); {advice}") from error
     first = next(iter(loaded.values()))
     # The cache names a data set's folder, and its downloads, after the hub's commit.
     traces = [*(file["filename"] for file in first.cache_files), *(first.info.download_checksums or ())]
@@ -142,10 +154,10 @@ def _folder(path: Path, label: str, reading: Reading, take: Take[Taken]) -> Foun
         return _saved(path, label, take)
     inside = {f"{label}/{file.relative_to(path).as_posix()}": file
               for place in (path, path / "data") if os.path.isdir(place) for file in place.iterdir()
-              if kind(file.name) in _SUFFIXES and not file.is_dir()
+              if kind(file.name) in SUFFIXES and not file.is_dir()
               and not file.name.startswith(".")}  # macOS puts a ._train.csv beside train.csv
     if not inside and (folders := sorted({file.parent.relative_to(path).as_posix() for file in path.rglob("*")
-                                          if kind(file.name) in _SUFFIXES})):
+                                          if kind(file.name) in SUFFIXES})):
         raise DataError(f"{source}: its rows are in folders ({', '.join(folders[:10])}); name one, as "
                         f"--data {path / folders[0]}")
     top = {name: file for name, file in inside.items() if file.parent == path}

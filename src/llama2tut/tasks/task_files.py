@@ -22,6 +22,7 @@ Without `prompt` and `target`, rows are conversations (`messages`, or ShareGPT's
 
 import ast
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,9 @@ from llama2tut.config.coercion import did_you_mean
 from llama2tut.config.yaml_files import YamlFile, read_yaml
 from llama2tut.errors import UsageError
 from llama2tut.files import read_input
+from llama2tut.tables.reading import kind
 from llama2tut.tasks.metrics import IGNORED, METRICS
+from llama2tut.tasks.sources import SAMPLES, SUFFIXES
 from llama2tut.tasks.task import BUILT_IN, CHAT, SAMSUM, Chat, Extractor, Task, whole_answer
 
 _KEYS = {"prompt": str, "target": str, "reference": str, "metric": str, "extract": str, "ignore": list, "shorten": str,
@@ -54,6 +57,9 @@ def load_task(name: str) -> Task:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
+    if kind(name) in SUFFIXES or name in SAMPLES or os.path.isdir(name):
+        raise UsageError(f"--task {name}: this is data, which a task reads; give it as --data {name}, and as --task "
+                         f"one of {', '.join(BUILT_IN)} or a TASK.yaml that names its columns")
     if not name.endswith((".yaml", ".yml")):
         raise UsageError(f"--task {name}: there is no such task{did_you_mean(name, BUILT_IN)}; "
                          f"give {', '.join(BUILT_IN)} or a TASK.yaml")
