@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -376,6 +377,12 @@ def test_groups_are_in_every_form(compare):
     for form in ("table", "markdown", "html"):
         assert "subtraction" in compare(*given, "--format", form, "--show", 0).out
         assert ("rows with" in compare(*given, "--format", form, "--limit", 4).out) is False  # too few to tell
+
+
+def test_the_pages_recipe_is_of_settings_of_the_training_alone(compare):
+    shown = re.findall(r"<dt>(\w+)</dt>", compare("--adapter", "outputs/two", "--format", "html").out)
+    assert {"lr", "lora_r", "seed"} <= set(shown)
+    assert not {"dry_run", "resume", "show", "force"} & set(shown)
 
 
 def test_groups_by_a_column_of_the_data(compare, arithmetic_dir, tmp_path):

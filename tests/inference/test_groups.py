@@ -40,8 +40,20 @@ def test_dialogues_are_told_apart_by_length():
     rows = [{"dialogue": "x" * length, "summary": "s"} for length in range(1, 101)]
     values = [one["length"] for one in label_rows(SAMSUM, rows, ())]
     assert len(set(values)) == 5
-    assert values[0] == "1 to 20"
-    assert values[-1] == "81 to 100"
+    assert values[0] == "1 to 20 characters"
+    assert values[-1] == "81 to 100 characters"
+
+
+def test_few_rows_are_told_apart_by_few_lengths_each_of_enough_rows():
+    def lengths(*given):
+        return [one.get("length") for one in label_rows(SAMSUM, [{"dialogue": "x" * n, "summary": "s"}
+                                                                for n in given], ())]
+
+    assert lengths(*range(22, 38)) == [f"{low} to {high} characters" for low, high, rows in (
+        (22, 26, 5), (27, 31, 5), (32, 37, 6)) for _ in range(rows)]
+    assert lengths(*[7] * 8, *[9] * 8) == ["7 characters"] * 8 + ["9 characters"] * 8
+    assert lengths(*range(8)) == [None] * 8
+    assert lengths(*[30] * 20) == [None] * 20
 
 
 def test_a_column_gives_its_values_and_many_numbers_their_ranges():

@@ -164,10 +164,15 @@ def test_answers_that_were_cut_off_are_counted_and_marked_in_every_form():
     assert [row["cut"] for row in value["rows"]] == [["base"], ["base", "finetuned"], []]
     jsonschema.Draft202012Validator(SCHEMA).validate(value)
     drawn = table.table(comparison, show="all", width=140)
-    assert drawn.count("wrong, cut off") == 1
-    assert drawn.count("right, cut off") == 2
+    assert drawn.count("wrong, stopped at 24 tokens") == 1
+    assert drawn.count("right, stopped at 24 tokens") == 2
     assert "| base | 33.3 % (6.1 to 79.2) | 2 | 3 |" in markdown.markdown(comparison)
-    assert page.page(comparison).count(", cut off</span>") == 3
+    assert page.page(comparison).count("stopped at 24 tokens</span>") == 3
+    for form in (table.table, markdown.markdown, page.page):
+        assert "stopped at 24 tokens (max" in " ".join(form(comparison).split())
+        assert "stopped at" not in form(arithmetic())
+    columns = (*comparison.columns[:1], replace(comparison.columns[1], kind="answers"))
+    assert wording.grade(replace(comparison, columns=columns), rows[1], 1)[0] == "✓ right, stopped before its end"
     assert exports.csv(comparison).count('"base finetuned"\n') == 1
 
 

@@ -15,6 +15,7 @@ from test_comparison import PICTURE, SAMSUM, arithmetic, compared, dialogues, pr
 
 from llama2tut.reports import exports
 from llama2tut.reports.page import page
+from llama2tut.tasks.task import ARITHMETIC
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 HOSTILE = ["<script>document.title = 'owned'</script>", "</script><script>document.title = 'owned'</script>",
@@ -114,7 +115,23 @@ def test_the_pages_language_is_that_of_its_rows():
 
 
 def test_a_wrong_number_is_marked_and_its_working_is_not():
-    assert re.findall("<mark>(.*?)</mark>", page(arithmetic())) == ["40", "1", "1"]
+    assert re.findall("<mark>(.*?)</mark>", page(arithmetic()), re.DOTALL) == [
+        "40", "The answer is 1.\n\nExplanation: subtract", "1"]
+
+
+@pytest.mark.parametrize(("answer", "ignore", "marks"), [
+    ("- Happy\n- Angry", (), ["Happy\n- Angry"]),
+    ("- Happy", (), ["Happy"]),
+    ("- Happy\n- Angry", ("case",), ["Angry"]),
+    ("I am happy", (), ["I am"]),
+    ("The customer is angry", (), ["The customer is angry"]),
+    ("happy!", (), ["!"]),
+])
+def test_every_word_of_a_wrong_answer_that_the_reference_has_not_is_marked(answer, ignore, marks):
+    task = replace(SAMSUM, metric="exact_match", ignore=ignore)
+    comparison = compared(task, [("Great!", "happy", answer, "happy")])
+    comparison = replace(comparison, settings={"ignored": ", ".join(ignore) or None})
+    assert re.findall("<mark>(.*?)</mark>", page(comparison), re.DOTALL) == marks
 
 
 def test_the_frame_that_all_prompts_share_recedes():
@@ -145,6 +162,17 @@ def test_graded_answers_are_filtered_by_how_they_compare_with_the_base():
     assert [attrs["href"] for attrs in outline.all("a")[:5]] == ["#all", "#better", "#same", "#worse", "#changed"]
     assert [attrs["data-is"] for attrs in outline.all("article")] == ["all better changed", "all worse changed"]
     assert "ROUGE-L 72.7, better" in outline.articles[0]
+
+
+def test_groups_too_small_to_tell_are_left_out_and_so_is_a_section_of_none():
+    def grouped(*values):
+        comparison = compared(ARITHMETIC, [(f"{n} + 0", str(n), "x", str(n)) for n in range(len(values))])
+        return page(replace(comparison, rows=tuple(
+            replace(row, groups={"length": value}) for row, value in zip(comparison.rows, values, strict=True))))
+
+    assert "of 6 rows" in grouped(*["short"] * 6, *["long"] * 4)
+    assert "of 4 rows" not in grouped(*["short"] * 6, *["long"] * 4)
+    assert 'id="groups"' not in grouped("a", "b", "b", "c")
 
 
 def test_prompts_from_a_file_have_no_right_and_wrong():

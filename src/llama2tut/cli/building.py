@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from llama2tut.config.coercion import coerce, did_you_mean
-from llama2tut.config.requests import COMMANDS, CompareRequest, FinetuneRequest, InferRequest, Request
+from llama2tut.config.requests import COMMANDS, ONE_CALL, CompareRequest, FinetuneRequest, InferRequest, Request
 from llama2tut.config.runs import CONFIG_NAME
 from llama2tut.config.upstream_fields import ELSEWHERE, set_faults
 from llama2tut.config.yaml_files import YamlFile, read_yaml
@@ -141,7 +141,7 @@ def _layer(file: YamlFile, *, saved: bool = False) -> dict[str, Any]:
     """A recipe's keys as field values. A saved run holds every key, also those that a recipe may not set."""
     hints = get_type_hints(FinetuneRequest)
     by_key = {field.metadata.get("yaml", field.name): field for field in dataclasses.fields(FinetuneRequest)}
-    not_kept = {"resume", "force", "dry_run", "show", "config"} | (set() if saved else {"output_dir"})
+    not_kept = {*ONE_CALL, "config"} | (set() if saved else {"output_dir"})
     values: dict[str, Any] = {}
     faults = []
     for key, value in file.values.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama2tut.config.requests import CompareRequest
+from llama2tut.config.requests import ONE_CALL, CompareRequest
 from llama2tut.config.runs import package_versions
 from llama2tut.config.votes import read_votes
 from llama2tut.console import Console, Result, counted, visible
@@ -199,7 +199,8 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
                       scores=scores, settings=settings, forgetting=forgetting,
                       tokens_per_second=tuple(answers.new_tokens / max(answers.seconds, 1e-9)
                                               for answers in found.values()),
-                      recipe=first.request, picture=_picture(first.path), seed=request.seed)
+                      recipe={key: value for key, value in first.request.items() if key not in ONE_CALL},
+                      picture=_picture(first.path), seed=request.seed)
 
 
 def _picture(adapter: Path) -> bytes:

@@ -12,6 +12,7 @@ Op = Literal["add", "sub", "mul", "div"]
 Precision = Literal["bf16", "fp16", "fp32"]
 TrainingPrecision = Literal["bf16", "fp16", "fp32", "fp8"]
 Quantization = Literal["4bit", "8bit", "none"]
+ONE_CALL = frozenset({"resume", "force", "dry_run", "show"})  # of `finetune`: about one call of it, not about the run
 
 
 def flag(default: Any, help: str, **limits: Any) -> Any:

@@ -17,7 +17,9 @@ from llama2tut.tasks.task import Task, arithmetic_answer
 
 _OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 _EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (-?)")
-_RANGES = 5  # as many as a column of numbers is cut into, each with about as many rows
+_RANGES = 5  # as many as a column of numbers is cut into at most, each with about as many rows
+_MEASURES = {"length": " characters", "largest_operand": ""}  # worked out as numbers, always cut; their units
+FEWEST = 5  # rows of a group that tell something
 _CHANCE = 0.025  # how often a group that is like the others may be called worse
 
 
@@ -52,14 +54,17 @@ def own_groups(task: Task) -> tuple[str, ...]:
 def label_rows(task: Task, rows: Sequence[Mapping[str, str]], by: Sequence[str]) -> list[dict[str, str]]:
     """Property -> value of each row, for every property in `by`; by default those that the task has of its own.
 
-    A property of more numbers than are worth a line each is cut into ranges.
+    A property of more numbers than are worth a line each is cut into ranges, as is one that measures; rows too few for
+    two ranges have no such property.
 
     Raises:
         UsageError: a property that puts every row into a group of its own.
     """
     found = [labels_of(task, row) | {name: row[name] for name in by if name in row} for row in rows]
     names = by or own_groups(task)
-    columns = {name: _in_ranges([labels.get(name, "") for labels in found]) for name in names}
+    given = {name for name in by for row in rows if name in row}
+    columns = {name: _in_ranges([labels.get(name, "") for labels in found],
+                                None if name in given else _MEASURES.get(name)) for name in names}
     for name in by:
         if len(set(columns[name])) == len(rows) > 1:
             raise UsageError(f"--by {name} puts every row into a group of its own; give a column whose values repeat")
@@ -93,19 +98,22 @@ def _digits(number: int) -> int:
     return sum(map(int, str(number)))
 
 
-def _in_ranges(values: Sequence[str]) -> list[str]:
-    """The values as they are, or, where they are many different numbers, the range that each lies in."""
+def _in_ranges(values: Sequence[str], unit: str | None) -> list[str]:
+    """The values as they are, or, where they are many different numbers or have a unit, the range that each lies in."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:
         return list(values)
-    if len(set(numbers)) <= 2 * _RANGES or not all(map(isfinite, numbers)):
+    if (unit is None and len(set(numbers)) <= 2 * _RANGES) or not all(map(isfinite, numbers)):
         return list(values)
-    order = sorted(numbers)
-    cuts = sorted({order[len(order) * part // _RANGES] for part in range(1, _RANGES)})
+    order, ranges = sorted(numbers), min(_RANGES, len(numbers) // FEWEST)
+    cuts = sorted({order[len(order) * part // ranges] for part in range(1, ranges)} - {order[0]})
+    if not cuts:
+        return [""] * len(values)
     parts = [bisect_right(cuts, number) for number in numbers]
     own = {part: [number for number, place in zip(numbers, parts, strict=True) if place == part] for part in set(parts)}
-    names = {part: f"{min(some):,.10g} to {max(some):,.10g}" for part, some in own.items()}
+    names = {part: " to ".join(f"{end:,.10g}" for end in sorted({min(some), max(some)})) + (unit or "")
+             for part, some in own.items()}
     return [names[part] for part in parts]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
-from llama2tut.reports.wording import facts, grade, group_notes, group_table, score_rows, select, verdicts
+from llama2tut.reports.wording import cut_note, facts, grade, group_notes, group_table, score_rows, select, verdicts
 
 
 def markdown(comparison: Comparison, show: str = "8") -> str:
@@ -16,7 +16,7 @@ def markdown(comparison: Comparison, show: str = "8") -> str:
     lines = [*(f"- {name}: {_escape(text)}" for name, text in facts(comparison)),
              f"- {len(shown)} of {counted(len(comparison.rows), 'row', 'rows')} shown", ""]
     lines += [_markdown_table([["prompt", "reference", *comparison.names], *cells]), "", score_table(comparison), ""]
-    lines += [f"- {_escape(text)}" for text in verdicts(comparison)]
+    lines += [f"- {_escape(text)}" for text in (*verdicts(comparison), cut_note(comparison)) if text]
     if groups := group_table(comparison):
         lines += ["", _markdown_table([[_escape(cell) for cell in row] for row in groups]), ""]
         lines += [f"- {text}" for text in group_notes(comparison)]

@@ -15,12 +15,22 @@ from llama2tut import __version__
 from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.exports import json
-from llama2tut.reports.wording import facts, grade, interval, number, select, speed_of, verdicts
+from llama2tut.reports.wording import (
+    cut_note,
+    facts,
+    grade,
+    interval,
+    number,
+    select,
+    speed_of,
+    telling_groups,
+    verdicts,
+)
 from llama2tut.resources import shipped
-from llama2tut.tasks.metrics import UNSPACED
+from llama2tut.tasks.metrics import UNSPACED, plain
 
 _TOKEN = regex.compile(rf"(?V1)-?\d+(?:[.,]\d+)*|[{UNSPACED}]\p{{M}}*|[\w--[{UNSPACED}]]+(?:['’]\w+)*|\s+|[^\w\s]")
-_WORD = re.compile(r"-?\d|\w")
+_WORD, _SIGN, _EQUALS = re.compile(r"-?\d|\w"), re.compile(r"\S"), re.compile(r"[^\n]*[=＝]")
 _GROUPS = 6  # shown of each property
 _BLOCK = 50  # rows
 
@@ -35,13 +45,17 @@ def page(comparison: Comparison) -> str:
     heading = f"{comparison.task or 'prompts'}: base against finetuned"
     names = [*facts(comparison)[1:-1], ("rows", f"{len(comparison.rows)}")]
     labels = {kind: f"{kind} <small>{len(select(comparison, kind))}</small>" for kind in kinds}
-    hints = ["Marked words differ from the reference."]
+    hints = ["Marked words differ from the reference."] if metric else []
+    if any(_working(row, at) for row in comparison.rows for at in range(len(comparison.columns))):
+        hints += ["Working before the last = is not marked."] * bool(metric and not metric.graded)
     if metric and metric.graded:
         hints.append(f"Better, same and worse: {metric.label} of this answer against the base model's.")
     if metric:
         hints += [metric.hint] * bool(metric.hint)
         hints += [f"{metric.label} is counted over {metric.tokens}."] * bool(metric.tokens)
-    if len(comparison.tuned) > 1:
+    if note := cut_note(comparison):
+        hints.append(f"{note[0].upper()}{note[1:]}.")
+    if metric and len(comparison.tuned) > 1:
         hints.append("Filters, recipe and loss are of the first adapter.")
     fills = {
         "policy": f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
@@ -53,7 +67,7 @@ def page(comparison: Comparison) -> str:
         "verdicts": "".join(f'<p class="verdict">{_escape(text)}.</p>' for text in verdicts(comparison)),
         "scores": "".join(_panels(comparison)),
         "groups": _groups(comparison),
-        "hint": '<p class="hint">' + " ".join(hints) + "</p>" if metric else "",
+        "hint": f'<p class="hint">{" ".join(hints)}</p>' if hints else "",
         "filters": "".join(f'<a href="#{kind}">{label}</a>' for kind, label in labels.items()),
         "rows": "\n".join(_blocks(list(_rows(comparison)))),
         "run": _run(comparison),
@@ -97,9 +111,9 @@ def _panels(comparison: Comparison) -> Iterator[str]:
 def _groups(comparison: Comparison) -> str:
     """One panel a property of the rows, with a bar for the first adapter on each group; what costs most is first."""
     metric, judged, panels = comparison.metric, comparison.tuned[0], dict[str, list[str]]()
-    if metric is None or not comparison.groups:
+    if metric is None or not (groups := telling_groups(comparison)):
         return ""
-    for group in comparison.groups:
+    for group in groups:
         mean, mark = group.means[judged], '<span class="wrong"> worse</span>' if group.worse else ""
         panels.setdefault(group.by, []).append(
             f'<div class="score"><span>{_escape(group.value)}{mark}</span><span><b>'
@@ -172,27 +186,44 @@ def _cell(name: str, badge: str, body: str, text: str, n: int) -> str:
 def _marked(comparison: Comparison, row: ComparedRow, at: int) -> str:
     """An answer with the words marked that its reference does not have in that place.
 
-    What is wrong is marked in its first line only, and there no more words than the reference has: the working before
-    an answer is no mistake. What is right is not marked.
+    What is right is not marked, nor the working of a wrong answer; what counted for its score counts here, such as
+    capitals. Where its words are those of the reference, its other signs are marked.
     """
     answer, outcome = row.answers[at].strip(), comparison.outcome(row, at)
     if comparison.metric is None or row.reference is None or outcome == "right":
         return _escape(answer)
-    exact = outcome == "wrong"
-    tokens = _TOKEN.findall(answer.partition("\n")[0] if exact else answer)
-    places = [i for i, token in enumerate(tokens) if _WORD.match(token)]
-    wanted = [token.lower() for token in _TOKEN.findall(row.reference) if _WORD.match(token)]
-    differ: set[int] = set()
-    matcher = SequenceMatcher(None, wanted, [tokens[i].lower() for i in places], autojunk=False)
-    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
-        if kind in ("insert", "replace"):
-            differ.update(places[max(j1, j2 - (i2 - i1)) if exact else j1:j2])
-    for first, second in pairwise(places):
-        if first in differ and second in differ:
-            differ.update(range(first, second))
-    tokens.append(answer[sum(map(len, tokens)):])
-    return "".join("<mark>" * marked + _escape("".join(tokens[i] for i in run)) + "</mark>" * marked
-                   for marked, run in groupby(range(len(tokens)), differ.__contains__))
+    wrong = outcome == "wrong"
+    ignored = (comparison.settings.get("ignored") or "").split(", ") if wrong else ["case"]
+    start = len(_working(row, at)) if wrong else 0
+    tokens = _TOKEN.findall(answer[start:])
+    said, wanted = ([plain(token, ignored) for token in each] for each in (tokens, _TOKEN.findall(row.reference)))
+    differ = _differing(said, wanted, _WORD) or (_differing(said, wanted, _SIGN) if wrong else set())
+    parts = ((marked, _escape("".join(tokens[i] for i in run)))
+             for marked, run in groupby(range(len(tokens)), differ.__contains__))
+    return _escape(answer[:start]) + "".join(f"<mark>{text}</mark>" if marked else text for marked, text in parts)
+
+
+def _working(row: ComparedRow, at: int) -> str:
+    """What an answer says before the last `=` of its first line; nothing where the reference has one, too."""
+    found = _EQUALS.match(row.answers[at].strip())
+    return found[0] if found and not _EQUALS.match(row.reference or "") else ""
+
+
+def _differing(tokens: Sequence[str], wanted: Sequence[str], counts: re.Pattern[str]) -> set[int]:
+    """The places of tokens that are not in that place of `wanted`, and of what stands between two such.
+
+    Args:
+        tokens: of an answer.
+        wanted: those of its reference.
+        counts: what a token begins with that is compared.
+    """
+    places = [i for i, token in enumerate(tokens) if counts.match(token)]
+    matcher = SequenceMatcher(None, [token for token in wanted if counts.match(token)], [tokens[i] for i in places],
+                              autojunk=False)
+    differ = {i for kind, _, _, first, last in matcher.get_opcodes() if kind != "equal"
+              for i in places[first:last]}
+    between = [range(first, last) for first, last in pairwise(places) if {first, last} <= differ]
+    return differ.union(*between)
 
 
 def _run(comparison: Comparison) -> str:

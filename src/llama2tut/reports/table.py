@@ -22,6 +22,7 @@ from rich.text import Text
 from llama2tut.console import counted, visible
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.reports.wording import (
+    cut_note,
     facts,
     grade,
     group_notes,
@@ -56,7 +57,7 @@ def table(comparison: Comparison, *, show: str = "8", width: int = 80, color: bo
                         legacy_windows=False)
     *about, (_, made) = facts(comparison)
     note = "; ".join(filter(None, (f"{len(rows)} of {counted(len(comparison.rows), 'row', 'rows')} shown",
-                                   intervals_note(comparison), made)))
+                                   intervals_note(comparison), cut_note(comparison), made)))
     head = Table.grid(padding=(0, 2))
     for name, text in about:
         head.add_row(name, _text(text, ascii))

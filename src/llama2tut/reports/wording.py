@@ -3,13 +3,13 @@
 from llama2tut.console import counted
 from llama2tut.errors import UsageError
 from llama2tut.inference.columns import LANGUAGES
+from llama2tut.inference.groups import FEWEST, Group
 from llama2tut.inference.significance import Interval, Preference
 from llama2tut.reports.comparison import ComparedRow, Comparison
 from llama2tut.tasks.metrics import METRICS, Metric
 
 _WORDS = {"wrong": "✗ wrong", "right": "✓ right"}
 _GROUPS = 10  # shown of them all
-_FEWEST = 5  # rows of a group that is worth a line
 _BAR = 10  # cells
 
 
@@ -114,7 +114,20 @@ def grade(comparison: Comparison, row: ComparedRow, at: int) -> tuple[str, str]:
     said: list[str] = []
     if metric and value is not None:
         said = [_WORDS[str(outcome)]] if not metric.graded else [f"{metric.label} {points(value)}", outcome or ""]
-    return ", ".join(filter(None, [*said, "cut off" if row.cut[at] else ""])), outcome or "dim"
+    return ", ".join(filter(None, [*said, _stopped(comparison, at) if row.cut[at] else ""])), outcome or "dim"
+
+
+def _stopped(comparison: Comparison, at: int) -> str:
+    most = comparison.settings.get("max_new_tokens")
+    if comparison.columns[at].kind == "answers" or most is None:
+        return "stopped before its end"  # where another program stopped is not known
+    return f"stopped at {counted(most, 'token', 'tokens')}"
+
+
+def cut_note(comparison: Comparison) -> str:
+    """What it means that answers were cut off; nothing where none was."""
+    found = dict.fromkeys(_stopped(comparison, at) for at, count in enumerate(comparison.cut) if count)
+    return f"cut off: {' or '.join(found)} (max_new_tokens), before the model ended the answer" if found else ""
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -143,10 +156,14 @@ def score_rows(comparison: Comparison) -> list[list[str]]:
     return rows
 
 
+def telling_groups(comparison: Comparison) -> list[Group]:
+    """The groups that are shown: those of enough rows, and those that do worse than chance would have it."""
+    return [group for group in comparison.groups if group.rows >= FEWEST or group.worse]
+
+
 def group_table(comparison: Comparison) -> list[list[str]]:
     """Header and one row a group of rows, the one that costs the first adapter most at the top; [] without groups."""
-    metric, judged = comparison.metric, comparison.tuned[0]
-    worth = [group for group in comparison.groups if group.rows >= _FEWEST or group.worse]
+    metric, judged, worth = comparison.metric, comparison.tuned[0], telling_groups(comparison)
     if metric is None or not worth:
         return []
     rows = [["rows with", comparison.names[0], comparison.names[judged], "rows", "loses", ""]]

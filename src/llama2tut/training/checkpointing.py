@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2tut.config.requests import FinetuneRequest
+from llama2tut.config.requests import ONE_CALL, FinetuneRequest
 from llama2tut.config.runs import RunConfig, read_run
 from llama2tut.errors import UsageError
 from llama2tut.files import open_to_readers, read_input, staging, sync, writing
@@ -29,8 +29,8 @@ from llama2tut.models.loading import loading
 KEPT = 2
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 # Flags that may differ between a run and its resumption: they do not change what is trained.
-_FREE = {"output_dir", "config", "save_steps", "resume", "force", "dry_run", "show", "eval_generate", "gpus", "shard",
-         "report_to", "gradient_checkpointing", "compile", "ignore_memory_estimate"}
+_FREE = ONE_CALL | {"output_dir", "config", "save_steps", "eval_generate", "gpus", "shard", "report_to",
+                    "gradient_checkpointing", "compile", "ignore_memory_estimate"}
 
 
 @dataclass(frozen=True)
