@@ -62,6 +62,8 @@ def _preprocessed(task: Task, dataset_config: Any, tokenizer: Any, split: str) -
     rows = load_rows(task, dataset_config.data_path or None, seed=42, splits=(split,))
     found = encode_rows(tokenizer, task, getattr(rows, split), _LONGEST, f"{rows.source}, {split}")
     console = Console()
+    if rows.division:
+        console.note(rows.division)
     for note in (*rows.notes, *found.notes):
         console.warn(note)
     if found.cut:

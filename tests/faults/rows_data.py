@@ -46,7 +46,7 @@ SAMSUM = json.dumps([{"id": str(n), "dialogue": f"A: {n}", "summary": f"{n}."} f
 
 ROWS = (
     Row(what="one file of rows", argv=f"{RUN} mine.csv --dry-run", given=data(HEAD + LINES), code=0,
-        says=("6 train rows are held out for it by seed 42", "18 train / 6 validation")),
+        says=(": 30 rows: 18 train, 6 validation, 6 test, held out by seed 42; ", "18 train / 6 validation")),
     Row(what="no data yet", argv="finetune --task arithmetic --model toy", given=(toy,),
         says=("--data: data/arithmetic: no such folder in ", "; make it with llama2tut gen-arithmetic",)),
     Row(what="a file that is not there", argv=f"{RUN} nowhere.csv", given=(toy,),

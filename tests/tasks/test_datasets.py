@@ -250,7 +250,7 @@ def test_the_tutorials_form_says_what_is_odd_and_what_was_shortened(tokenizer, t
     examples = [hooks.get_preprocessed_samsum(config, tokenizer, split) for split in ("train", "validation")]
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.count("no validation split; 1 train row is held out for it by seed 42") == 2
+    assert said.err.count(": 4 rows: 3 train, 1 validation, held out by seed 42; ") == 2
     assert said.err.count("1 of ") == 1
     assert "rows were longer than 4,096 tokens and were shortened at their front" in said.err
     assert sum(part.shortened for part in examples) == 1

@@ -90,6 +90,20 @@ def test_compare_asks_for_nothing_and_takes_the_rows_that_were_held_out(there, r
         assert [row[f"{column}_exact_match"] for row in found["rows"]] == [*expected.per_row["exact_match"]]
 
 
+def test_what_was_held_out_is_told_once_and_is_no_warning(there, run_cli, toy_model_dir):
+    said = ": 40 rows: 24 train, 8 validation, 8 test, held out by seed 42; "
+    for line in (("finetune", "--task", "colours.yaml", "--model", toy_model_dir, "--dry-run"),
+                 ("infer", "--adapter", "outputs/colours", "--task", "colours.yaml"), ("compare",),
+                 ("compare", "--format", "markdown"), ("compare", "--format", "html")):
+        done = run_cli(*line)
+        assert (done.code, done.err.count(said), done.err.count("held out")) == (0, 1, 1), done.err
+        assert "warning" not in done.err
+        if line[0] == "compare":
+            text = " ".join(re.sub("<script.*?</script>", "", done.out, flags=re.DOTALL).split())
+            assert (text.count("8 of 40 rows"), "warning" in text) == (1, False)
+    assert json.loads(run_cli("compare", "--format", "json").out)["settings"]["held_out"] == "8 of 40 rows"
+
+
 def test_another_seed_does_not_test_on_rows_that_were_trained_on(there, run_cli):
     usual, other = (json.loads(run_cli("compare", "--format", "json", *flags).out)["rows"]
                     for flags in ((), ("--seed", 7, "--task", "colours.yaml")))
@@ -224,7 +238,7 @@ def test_every_kind_of_source_is_trained_on(make, tmp_path, monkeypatch, toy_mod
     line = ("finetune", "--task", "samsum", "--data", data, "--model", toy_model_dir, "--batch-size", 8)
     dry = run_cli(*line, "--dry-run")
     assert dry.code == 0, dry.err
-    assert ": 16 train / 4 validation rows\n" in dry.out
+    assert re.search(r": 16 train / 4 validation / \d+ test rows\n", dry.out)
     assert "Ann: 0?\\r\nBo: yes 😀\n---\nSummary:\n[[Bo says yes to 0.«</s>»]]\nids: 1 " in dry.out
     assert not (tmp_path / "outputs").exists()
     done = run_cli(*line, "--max-steps", 1)
@@ -344,7 +358,7 @@ def test_the_shortest_way_for_each_shape(line, shapes, monkeypatch, run_cli):
     words = shlex.split(line.replace(" --model smollm2-135m", ""))[1:]
     done = run_cli(*words, "--model", "toy", "--gpus", 0, "--dry-run")
     assert done.code == 0, done.err
-    assert ": 36 train / 12 validation (held out of train) rows\n" in done.out
+    assert ": 36 train / 12 validation (held out of train) / 12 test (held out of train) rows\n" in done.out
 
 
 def test_the_page_has_a_way_for_every_shape():

@@ -205,9 +205,7 @@ def test_alpaca_rows_with_and_without_an_input(tmp_path):
             for n in range(60)]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     assert read(tmp_path / "alpaca.json", ALPACA)[0] == rows
-    assert load_rows(ALPACA, str(tmp_path / "alpaca.json"), seed=42).notes == tuple(
-        f"file {tmp_path}/alpaca.json: no {split} split; 12 train rows are held out for it by seed 42"
-        for split in ("validation", "test"))
+    assert load_rows(ALPACA, str(tmp_path / "alpaca.json"), seed=42).notes == ()
     assert ALPACA.render(rows[1]).endswith("### Instruction:\n1: Add.\n\n### Input:\n1 and 1\n\n### Response:\n")
     assert ALPACA.render(rows[0]).endswith("completes the request.\n\n### Instruction:\n0: Add.\n\n### Response:\n")
     assert ALPACA.render(ALPACA.asking("Add.")) == ALPACA.render({"instruction": "Add.", "input": " "})

@@ -92,7 +92,7 @@ def test_the_source_and_the_counts_are_said(tmp_path, monkeypatch):
     write_all(tmp_path / "data" / "mine", "a_train.csv", "a_val.csv", "a_test.csv")
     rows = load("data/mine/")
     assert describe(rows) == "data: folder data/mine (3 csv files): 8 train / 2 validation / 3 test rows"
-    assert describe(replace(rows, train=rows.train * 1000, test=[])) == (
+    assert describe(replace(rows, sizes={"train": 8000, "validation": 2})) == (
         "data: folder data/mine (3 csv files): 8,000 train / 2 validation rows")
 
 
@@ -162,9 +162,9 @@ def test_a_single_file_has_rows_held_out_by_seed(tmp_path, count):
     size = {3: 1, 40: 8, 500: 25, 20_100: 1000}[count]
     assert [len(part) for part in splits_of(rows).values()] == [count - 2 * size, size, size]
     assert sorted(int(row["answer"]) for part in splits_of(rows).values() for row in part) == list(range(count))
-    some = "1 train row is" if size == 1 else f"{size:,} train rows are"
-    assert rows.notes == tuple(f"file {path}: no {split} split; {some} held out for it by seed 42"
-                               for split in ("validation", "test"))
+    assert rows.notes == ()  # nothing is odd about it, and it is told once
+    assert rows.division == (f"file {path}: {count:,} rows: {count - 2 * size:,} train, {size:,} validation, {size:,} "
+                             "test, held out by seed 42; finetune --holdout changes it")
     only = load(path, ARITHMETIC, splits=("test",))
     assert (only.train, only.validation, only.test) == ([], [], rows.test)
     assert splits_of(load(path, ARITHMETIC)) == splits_of(rows)
@@ -178,7 +178,10 @@ def test_as_large_a_share_is_held_out_as_is_asked_for(tmp_path, holdout, sizes):
     rows = load(path, ARITHMETIC, holdout=holdout)
     assert [len(part) for part in splits_of(rows).values()] == sizes
     assert rows.held_out == ("validation", "test")
-    assert "held out of train" in describe(rows)
+    assert describe(rows).endswith(f": {sizes[0]} train / {sizes[1]} validation (held out of train) / {sizes[2]} test "
+                                   "(held out of train) rows")
+    trained_on = load(path, ARITHMETIC, splits=("train", "validation"), holdout=holdout)
+    assert (trained_on.test, describe(trained_on)) == ([], describe(rows))
 
 
 def test_copies_of_a_row_are_held_out_together(tmp_path):
@@ -196,7 +199,9 @@ def test_only_the_missing_split_is_held_out(tmp_path):
     assert rows.test == ALL["test"]
     assert [len(part) for part in splits_of(rows).values()] == [40, 10, 3]
     assert rows.train + rows.validation != dialogues("train", 50)
-    assert load(tmp_path, splits=("test",)).notes == ()
+    assert "50 rows: 40 train, 10 validation, held out" in rows.division
+    asked = load(tmp_path, splits=("test",))
+    assert (asked.notes, asked.division) == ((), "")
     (tmp_path / "val.csv").write_text("id,dialogue,summary\n")  # a split without rows is no split
     assert load(tmp_path).validation == rows.validation
 
@@ -316,9 +321,7 @@ def test_the_tutorials_own_folder_is_refused_with_every_row_and_a_way_on(tmp_pat
     assert f"({tmp_path}/validation.csv {scattered});" in faults[0]
     assert f"({tmp_path}/test.csv {scattered});" in faults[1]
     assert f"({tmp_path}/validation.csv row 1-500 = {tmp_path}/test.csv row 1-500);" in faults[2]
-    assert load(tmp_path / "train.csv").notes == tuple(
-        f"file {tmp_path}/train.csv: no {split} split; 45 train rows are held out for it by seed 42"
-        for split in ("validation", "test"))
+    assert " 45 validation, 45 test, held out" in load(tmp_path / "train.csv").division
 
 
 @pytest.mark.parametrize(("change", "says"), [

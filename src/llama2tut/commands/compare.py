@@ -188,8 +188,8 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
                              cut=tuple(answers.cut[at] for answers in found.values()),
                              groups=labels[at] if labels else {})
                  for at, prompt in enumerate(config.prompts))
-    settings = {"split": request.split if task else None, "data": config.source, "device": config.device,
-                "quantization": config.quantization, "precision": config.precision,
+    settings = {"split": request.split if task else None, "data": config.source, "held_out": config.held_out or None,
+                "device": config.device, "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions(),
                 "warnings": list(config.warnings) or None}
     if task and (metric := metric_of(task)):

@@ -70,11 +70,7 @@ def run(request: FinetuneRequest, console: Console) -> Result:
         return Result(_next_steps(request))
     if count > 1 and not request.dry_run:
         return StartRanks(count=count)
-    if device == "cpu" and model == DEFAULT_CPU:
-        console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
-    for note in (*base_model.notes, *(task.notes if task else ()), *(rows.notes if rows else ())):
-        console.warn(note)
-    console.note(_recipe(request, device))
+    _say_start(request, base_model, task, rows, device, console)
     from llama2tut.reports.dry_run import dry_run
     from llama2tut.training.planning import resolve_run
 
@@ -122,6 +118,18 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
         if first:
             write_report(config, run, console)
     return Result(_next_steps(config.request))
+
+
+def _say_start(request: FinetuneRequest, base_model: BaseModel, task: Task | None, rows: Rows | None, device: str,
+               console: Console) -> None:
+    """Say what is odd, and what a run starts from: base model, rows and recipe."""
+    for note in (*base_model.notes, *(task.notes if task else ()), *(rows.notes if rows else ())):
+        console.warn(note)
+    if device == "cpu" and request.model == DEFAULT_CPU:
+        console.note(f"no GPU in use: the base model is {DEFAULT_CPU}")
+    if rows and rows.division:
+        console.note(rows.division)
+    console.note(_recipe(request, device))
 
 
 def _recipe(request: FinetuneRequest, device: str) -> str:

@@ -36,6 +36,7 @@ class InferenceConfig:
         inputs: what goes through the task's template: the rows, or given texts; [] for prompts as they are.
         prompts: texts, one a row.
         source: where rows or prompts came from, for people.
+        held_out: how many of the set's rows were held out to be asked; "" where they have a split of their own.
         device: `cuda` or `cpu`.
         precision, quantization: of the base weights.
         max_new_tokens: longest answer.
@@ -54,6 +55,7 @@ class InferenceConfig:
     precision: Precision
     quantization: Quantization
     max_new_tokens: int
+    held_out: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -115,6 +117,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     # Before torch is imported, which can take many seconds.
     console.note("; ".join((f"base model: {base_model.name}", *(f"adapter: {folder}" for folder in adapters),
                             f"device: {'GPU' if device == 'cuda' else 'CPU'}")))
+    if found and found.division:
+        console.note(found.division)
     trained = tuple(adapter for adapter in read if adapter)
     if task and name:
         notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
@@ -127,9 +131,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
         console.warn(note)
     quantization = request.quantization or (
         (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
-    inputs = rows
-    if task and template:
-        inputs = [asked(task, text) for text in prompts or ()]
+    inputs = [asked(task, text) for text in prompts or ()] if task and template else rows
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,
@@ -138,7 +140,13 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                    source=source, device=device, quantization=quantization,
                    precision=choose_precision(request.precision, device),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH),
-                   warnings=tuple(notes))
+                   held_out=_held_out(found, request.split), warnings=tuple(notes))
+
+
+def _held_out(rows: Rows | None, split: str) -> str:
+    if not rows or split not in rows.held_out:
+        return ""
+    return f"{rows.sizes[split]:,} of {sum(rows.sizes[part] for part in ('train', *rows.held_out)):,} rows"
 
 
 def _draw(train: list[dict[str, str]], asked: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:

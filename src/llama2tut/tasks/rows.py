@@ -10,19 +10,18 @@ in published corpora), an empty cell in a prompt of several columns, rows that v
 a split, an id that stands for different rows, the header in between, rows of validation or test that are a train row
 in other capitals or spaces, or ask what a train row asks.
 
-A set without a validation or test split has rows held out of train for it, by the seeded order of the distinct rows:
-as many as `held_out_rows` says, or the shares that were asked for. The same seed and shares give the same splits.
+A set without a validation or test split has rows held out of train for it (holdout.py).
 """
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from llama2tut.console import counted
 from llama2tut.errors import DataError
 from llama2tut.tables.table import CONVERSATIONS, NumberedRow, Table, cell_text, numbered, until_fault
+from llama2tut.tasks.holdout import division, hold_out
 from llama2tut.tasks.sources import SPLITS, find, named_by, split_of
 from llama2tut.tasks.task import Task, chat_cells
 
@@ -40,6 +39,8 @@ class Rows:
         digests: file -> sha256 of its bytes; for the hub, id -> revision.
         notes: what is odd about the rows, one warning each.
         held_out: the splits whose rows were taken out of train, having none of their own.
+        sizes: split -> how many rows it has, asked for or not.
+        division: what was held out, in one line for people; "" where nothing was.
     """
 
     train: list[dict[str, str]]
@@ -49,6 +50,8 @@ class Rows:
     digests: dict[str, str]
     notes: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    division: str = ""
 
 
 @dataclass
@@ -112,7 +115,7 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
     rows = found.rows
     held_out: tuple[str, ...] = ()
     if not faults:
-        held_out = _hold_out(rows, found.source, seed, splits, holdout, notes)
+        held_out = hold_out(rows, found.source, seed, splits, holdout)
         there = " and ".join(split for split in SPLITS if rows[split]) or "none"
         faults += [f"{found.source}: no {split} rows (there: {there}); add a file with {split!r} in its name"
                    for split in splits if not rows[split]]
@@ -122,8 +125,10 @@ def load_rows(task: Task, data: str | None, *, seed: int, splits: tuple[str, ...
         _compare(rows, len(task.prompt_columns), [*found.digests], faults, notes)
     if faults:
         raise DataError(*faults)
+    sizes = {split: len(rows[split]) for split in SPLITS if rows[split]}
     train, validation, test = (_unplaced(rows[split]) if split in splits else [] for split in SPLITS)
-    return Rows(train, validation, test, found.source, found.digests, tuple(notes), held_out)
+    return Rows(train, validation, test, found.source, found.digests, tuple(notes), held_out, sizes,
+                division(found.source, sizes, held_out, seed))
 
 
 def _unplaced(placed: list[Any]) -> list[dict[str, str]]:
@@ -135,8 +140,8 @@ def _unplaced(placed: list[Any]) -> list[dict[str, str]]:
 
 def describe(rows: Rows) -> str:
     """A line like `data: folder data/arithmetic (3 csv files): 9,500 train / 500 validation / 500 test rows`."""
-    counts = [f"{len(getattr(rows, split)):,} {split}{' (held out of train)' if split in rows.held_out else ''}"
-              for split in SPLITS if getattr(rows, split)]
+    counts = [f"{size:,} {split}{' (held out of train)' if split in rows.held_out else ''}"
+              for split, size in rows.sizes.items()]
     return f"data: {rows.source}: {' / '.join(counts)} rows"
 
 
@@ -194,40 +199,6 @@ def _missing(task: Task, table: Table) -> list[str]:
     return [] if any(name in table.columns for name in CONVERSATIONS) else [
         f"{table.label}: no column {' or '.join(map(repr, CONVERSATIONS))} (there: "
         f"{', '.join(map(repr, table.columns))}); name it so, or write a prompt into a TASK.yaml"]
-
-
-def held_out_rows(distinct: int) -> int:
-    """How many rows a split is given that has none: 5 %, at least 20 or a fifth (the smaller of both), at most 1,000.
-
-    Fewer than 20 rows could not show a difference between two models.
-    """
-    return min(1000, max(1, distinct // 20, min(20, distinct // 5)))
-
-
-def _hold_out(rows: _Splits, source: str, seed: int, splits: Iterable[str], holdout: Sequence[float],
-              notes: list[str]) -> tuple[str, ...]:
-    """Moves rows of train into the splits that have none, where one of those, or train, is asked for; names them."""
-    lacking = [split for split in ("validation", "test") if not rows[split]]
-    if not lacking or not rows["train"] or {"train", *lacking}.isdisjoint(splits):
-        return ()
-    order = list(dict.fromkeys(placed.key for placed in rows["train"]))
-    shares = dict(zip(("validation", "test"), [*holdout, *holdout][:2], strict=True)) if holdout else {}
-    sizes = {split: max(1, int(shares[split] * len(order))) if shares else held_out_rows(len(order))
-             for split in lacking}
-    if len(order) <= sum(sizes.values()):
-        raise DataError(f"{source}: {counted(len(order), 'distinct row', 'distinct rows')}, too few to hold out "
-                        f"{' and '.join(lacking)}; add rows")
-    random.Random(seed).shuffle(order)
-    away: set[tuple[str, ...]] = set()
-    for split in lacking:
-        held = set(order[:sizes[split]])
-        del order[:sizes[split]]
-        rows[split] = [placed for placed in rows["train"] if placed.key in held]
-        some = counted(len(rows[split]), "train row is", "train rows are")
-        notes.append(f"{source}: no {split} split; {some} held out for it by seed {seed}")
-        away |= held
-    rows["train"] = [placed for placed in rows["train"] if placed.key not in away]
-    return tuple(lacking)
 
 
 def _compare(rows: _Splits, asking: int, files: list[str], faults: list[str], notes: list[str]) -> None:
