@@ -40,6 +40,7 @@ def test_every_command_has_an_example_that_starts_with_its_name(command):
     examples = command_help(command).partition("\nExamples:\n")[2].splitlines()
     assert examples
     assert all(example.startswith(f"  llama2tut {command}") for example in examples)
+    assert max(map(len, examples)) <= 80  # a terminal's width, beyond which a line could not be copied whole
 
 
 def test_the_words_that_a_flag_takes_are_named():

@@ -1,6 +1,7 @@
 """Merging: a stand-alone model that plain transformers loads and that answers as the adapter does."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -178,6 +179,21 @@ def test_an_end_token_that_only_the_adapters_tokenizer_has_is_named_by_its_text(
     stops = [line for line in (tmp_path / "m" / "Modelfile").read_text().splitlines() if " stop " in line]
     assert stops == ['PARAMETER stop "</s>"', 'PARAMETER stop "<|answer end|>"']
     assert "ends at `</s>` or `<|answer end|>`." in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("prompt", ['Say """ {q} """\n"""\n', '{q} """"', '"{q}"', "{{q}} {% x %} {{ now }}\n",
+                                    "问：\u3000{q}\n答：\u200b"])
+def test_ollamas_template_is_the_tasks_whatever_stands_in_it(tmp_path, pair, run_cli, monkeypatch, prompt):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(json.dumps({"prompt": prompt, "target": "a"}))
+    (pair[1] / "llama2tut.yaml").write_text("request:\n  task: own.yaml\n")
+    assert run_cli("merge", "--adapter", pair[1], "--output-dir", "m").code == 0
+    # Ollama reads up to a line that ends in three quotes, without what cannot be seen; Go's templates do the rest.
+    written = re.search(r'^TEMPLATE """(.*?)"""$', Path("m/Modelfile").read_text("utf-8"), re.M | re.S)[1]
+    seen = "".join(char for char in written if char.isprintable() or char in "\n\r\t")
+    rendered = re.sub(r"\{\{(.*?)\}\}", lambda action: "WHY?" if action[1] == " .Prompt " else
+                      chr(int(re.fullmatch(r' "\\U(\w{8})" ', action[1])[1], 16)), seen)
+    assert rendered == prompt.replace("{q}", "WHY?")
 
 
 @pytest.mark.parametrize("scaling", [

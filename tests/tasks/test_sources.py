@@ -327,15 +327,15 @@ def test_the_tutorials_own_folder_is_refused_with_every_row_and_a_way_on(tmp_pat
 @pytest.mark.parametrize(("change", "says"), [
     ({}, None),
     ({"dialogue": "ANN:  Train 7 \n😀 Bo: OK, \"bye\""},
-     "1 of the test rows are train rows but for capitals and spaces"),
-    ({"summary": "another"}, "1 of the test rows ask what a train row asks, with another answer"),
+     "1 of the test rows is a train row but for capitals and spaces"),
+    ({"summary": "another"}, "1 of the test rows asks what a train row asks, with another answer"),
 ])
 def test_a_test_row_that_was_trained_on_in_other_clothes(tmp_path, change, says):
     write_all(tmp_path, "train.csv", "val.csv", "test.csv")
     row = {**dialogues("train", 8)[7], "id": "new", **change}
     write(tmp_path / "test.csv", [*ALL["test"][:-1], row])
     if not change:
-        assert "test rows stand in train too" in refused(tmp_path)[0]
+        assert "1 of 3 test rows stands in train too" in refused(tmp_path)[0]
         return
     assert [note.split(" (")[0] for note in load(tmp_path).notes] == [says]
     assert f"{tmp_path}/test.csv row {len(ALL['test'])}: {tmp_path}/train.csv row 8" in load(tmp_path).notes[0]

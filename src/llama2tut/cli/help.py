@@ -14,7 +14,7 @@ from llama2tut.config.requests import COMMANDS
 _EXAMPLES = {
     "gen-arithmetic": ("llama2tut gen-arithmetic", "llama2tut gen-arithmetic --ops add,sub,mul,div --max-number 1000"),
     "finetune": ("llama2tut finetune --task arithmetic", "llama2tut finetune --task samsum --data dialogues --dry-run"),
-    "infer": ('llama2tut infer --adapter outputs/arithmetic --task arithmetic --prompt "What is 19-59?"',
+    "infer": ('llama2tut infer --adapter outputs/arithmetic --prompt "What is 19-59?"',
               "llama2tut infer --adapter outputs/samsum --task samsum --output answers.jsonl"),
     "merge": ("llama2tut merge --adapter outputs/arithmetic --output-dir merged",),
     "doctor": ("llama2tut doctor",),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from llama2tut.tasks.tokenize import plain_ids
 
 _PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some? Jerry: Sure!", "The capital of France is",
             "def add(a, b):\n", "今天天气很好，")
+# In Ollama's Modelfile three quotes end a template and invisible characters are lost; braces begin an action in it.
+_NOT_AS_IT_IS = re.compile(r'\{\{ \.Prompt \}\}|"(?="")|\{|[^\n\r\t -~]')
 _ANSWER = 16  # tokens of an answer to each of them
 _TEXTS = ("README.md", "Modelfile")
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")  # what a merged model's folder is made of
@@ -136,10 +139,16 @@ def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
     """What Ollama needs beside the GGUF file: the template, and what ends an answer."""
     task, text = saved_task(adapter), "{{ .Prompt }}"
     if task and len(task.prompt_columns) == 1:
-        text = task.render({task.prompt_columns[0]: text})
+        text = _NOT_AS_IT_IS.sub(_spelled, task.render({task.prompt_columns[0]: text}))
     stops = [f'PARAMETER stop "{end}"' for end in ends]  # as text: its parser knows no escapes
     return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0",
                       "PARAMETER repeat_penalty 1", ""])
+
+
+def _spelled(match: re.Match[str]) -> str:
+    """A character as an action of Go's templates that writes it, where it would not arrive as it stands."""
+    kept = len(match[0]) > 1 or (match[0].isprintable() and match[0] not in '"{')
+    return match[0] if kept else f'{{{{ "\\U{ord(match[0]):08x}" }}}}'
 
 
 def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> list[str]:

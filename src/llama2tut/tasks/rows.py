@@ -223,7 +223,8 @@ def _compare(rows: _Splits, asking: int, files: list[str], faults: list[str], no
         advice += f", or give --data {train} alone: rows for the others are held out of it"
     refused = any("train" in pair and len(both) > _ODD * len(rows[pair[0]]) for pair, both in shared.items())
     for (small, large), both in shared.items():
-        message = (f"{len(both):,} of {len(rows[small]):,} {small} rows stand in {large} too "
+        stand = "stands" if len(both) == 1 else "stand"
+        message = (f"{len(both):,} of {len(rows[small]):,} {small} rows {stand} in {large} too "
                    f"({_pairs(both, places[large], _NAMED if refused else 3)})")
         if both:
             (faults if refused else notes).append(f"{message}; {advice}" if refused else message)
@@ -255,12 +256,12 @@ def _compare_loosely(split: str, held: list[_Placed], train: list[_Placed], aski
     asked = {placed.key[:asking]: placed.place for placed in held}
     same = {alike[key]: placed.place for placed in train if (key := _folded(placed.key)) in alike}
     again = {asked[key]: placed.place for placed in train if (key := placed.key[:asking]) in asked}
-    for places, what in ((same, "are train rows but for capitals and spaces"),
-                         ({place: other for place, other in again.items() if place not in same},
-                          "ask what a train row asks, with another answer")):
+    for places, one, many, how in ((same, "is a train row", "are train rows", "but for capitals and spaces"),
+                                   ({place: other for place, other in again.items() if place not in same},
+                                    "asks", "ask", "what a train row asks, with another answer")):
         if places:
             first = "; ".join(f"{place}: {other}" for place, other in list(places.items())[:3])
-            notes.append(f"{len(places):,} of the {split} rows {what} ({first})")
+            notes.append(f"{len(places):,} of the {split} rows {one if len(places) == 1 else many} {how} ({first})")
 
 
 def _folded(key: tuple[str, ...]) -> tuple[str, ...]:
