@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -514,12 +515,27 @@ def test_dry_run_shows_the_course_and_writes_nothing(finetune, tmp_path):
     assert not (tmp_path / "run").exists()
     for part in ("batch_size: 4", "custom_dataset.file:", "train: 40 rows of", "20 batches, 20 steps", "[["):
         assert part in outcome.out
+    heads = [line[2:].split(";")[0] for line in outcome.out.splitlines() if line.startswith("# ")]
+    assert heads == ["rows", "example 1", "course", "configuration", "llama_recipes.finetuning.main"]
+    assert outcome.out.index("GiB of memory") < outcome.out.index("# configuration")
     trained = outcome.out.split("[[")[2].split("]]")[0]
     assert trained.endswith("«</s>»")
     assert "=" in trained
     [ids] = [line for line in outcome.out.splitlines() if line.startswith("ids: ")]
     assert ids.startswith("ids: 1 ")
     assert ids.endswith(" 2]]")
+
+
+def test_dry_run_is_wrapped_for_a_terminal_and_whole_for_anything_else(finetune, monkeypatch):
+    from rich.cells import cell_len
+
+    monkeypatch.setenv("COLUMNS", "60")
+    whole = finetune("--dry-run").out
+    assert max(map(len, whole.splitlines())) > 60
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    wrapped = finetune("--dry-run").out
+    assert max(map(cell_len, wrapped.splitlines())) <= 60
+    assert "".join(wrapped.split()) == "".join(whole.split())
 
 
 def test_dry_run_shows_as_many_examples_as_asked(finetune):

@@ -1,6 +1,7 @@
-"""What `--dry-run` says about a run: settings, upstream's arguments, rows, one example, time and memory."""
+"""What `--dry-run` says about a run: rows, one example, time and memory; settings and upstream's arguments last."""
 
 import math
+import shutil
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -18,10 +19,15 @@ from llama2tut.training.planning import changes_that_fit, longest_row, memory_ne
 
 # Tokens a second times parameters, as measured (docs/performance.md): `samsum-24gb` of a 7B model, and the quickstart.
 _H100, _H100_FP8, _CPU = 16_000 * 6.7e9, 24_000 * 6.7e9, 325 * 0.135e9
+_HANDED = ("one epoch of batches of 1, whatever was asked for: the finished batches of all epochs are handed over as "
+           "one sequence")
 
 
 def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console: Console) -> str:
-    """What would run: configuration, upstream's arguments, rows and lengths, one example, steps, time and memory."""
+    """What would run: rows and lengths, one example, steps, time and memory, configuration, upstream's arguments.
+
+    Lines are wrapped where they go to a terminal, and whole anywhere else.
+    """
     from llama2tut.training.engine import upstream_arguments
     from llama2tut.training.schedule import make_schedule
 
@@ -35,8 +41,7 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
                 for _, batch in schedule.batches for row in batch for index in row)
     on_gpu = _H100_FP8 if config.precision == "fp8" else _H100
     rate = (on_gpu if config.device == "cuda" else _CPU) / base_model.parameters
-    lines = ["# configuration", *_pairs(config.to_dict()["request"]), "", "# llama_recipes.finetuning.main"]
-    lines += [*_pairs(upstream_arguments(config)), "", "# rows", *([describe(rows)] if rows else [])]
+    lines = ["# rows", *([describe(rows)] if rows else [])]
     for split, examples in splits.items():
         lines += [f"{split}: {lengths(examples)}; {examples.shortened:,} shortened at the front of their prompts",
                   f"  no target is cut; {trained_share(examples):.1%} of the tokens are trained on",
@@ -57,7 +62,18 @@ def dry_run(config: RunConfig, base_model: BaseModel, rows: Rows | None, console
     longest = longest_row(config.request, (len(example["input_ids"])
                                            for examples in splits.values() for example in examples))
     lines.append(_memory_line(config, base_model, longest))
-    return visible("\n".join(lines).replace("\r", "\\r")) + "\n"
+    lines += ["", "# configuration", *_pairs(config.to_dict()["request"])]
+    lines += ["", "# llama_recipes.finetuning.main", _HANDED, *_pairs(upstream_arguments(config))]
+    text = visible("\n".join(lines).replace("\r", "\\r"))
+    return (_wrapped(text, shutil.get_terminal_size().columns) if console.out.isatty() else text) + "\n"
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The text with lines of at most `width` cells, broken at spaces where there are any."""
+    from rich.console import Console as Terminal
+    from rich.text import Text
+
+    return "\n".join(line.plain for line in Text(text).wrap(Terminal(width=width), width))
 
 
 def lengths(examples: Iterable[Any]) -> str:
