@@ -1,6 +1,7 @@
 """`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
 
 import dataclasses
+import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,8 @@ def run(request: CompareRequest, console: Console) -> Result:
     votes = faults.attempt(read_votes, request.votes) if request.votes else None
     count = faults.attempt(ranks_to_start, request.gpus) or 1
     faults.refuse()
-    config = resolve_inference(request, adapters, prompts, console,
+    aside = Console(err=io.StringIO()) if count > 1 else console  # the first of the ranks says it all
+    config = resolve_inference(request, adapters, prompts, aside,
                                template=prompts is not None and bool(request.task))
     if votes:
         faults.attempt(votes.check_prompts, config.prompts)

@@ -1,6 +1,7 @@
 """`llama2tut infer`: answers of the base or the tuned model to a prompt, a file of prompts, or a task's rows."""
 
 import hashlib
+import io
 import json
 import os
 import select
@@ -35,23 +36,26 @@ def run(request: InferRequest, console: Console) -> Result:
     Raises:
         UserError: what is wrong with prompts, model, adapter or output, before weights are loaded.
     """
-    faults = Faults()
-    prompts = faults.attempt(_prompts, request, console)
+    faults, held = Faults(), io.StringIO()
+    count = faults.attempt(ranks_to_start, request.gpus) or 1
+    aside = Console(err=held) if count > 1 else console  # where ranks are started, the first of them says it all
+    prompts = faults.attempt(_prompts, request, aside)
     if request.output and (fault := output_fault(request.output)):
         faults.append(f"--output {request.output} {fault}")
-    count = faults.attempt(ranks_to_start, request.gpus)
     faults.refuse()
-    config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, console,
+    config = resolve_inference(request, [request.adapter] if request.adapter else [], prompts, aside,
                      template=prompts is not None and not request.raw)
     unset = InferRequest()
     if not request.do_sample and any(getattr(request, name) != getattr(unset, name)
                                      for name in ("temperature", "top_p", "top_k")):
-        console.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
+        aside.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
     settings = _settings(request, config) if request.output else ""
     if request.output:
         _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
-    if count and count > 1 and len(config.prompts) > 1:
+    if count > 1 and len(config.prompts) > 1:
         return StartRanks(count=count)
+    if said := held.getvalue().rstrip("\n"):
+        console.note(said)
     tuned = trained_for(request.task) if request.task and not request.adapter else None
     if tuned and request.model in (None, tuned.base):  # of another model than its own nobody expects its answers
         console.note(f"the base model answers; {tuned.path} was trained for this task: --adapter "
