@@ -92,7 +92,7 @@ def test_instructions_as_jq_writes_them():
 def test_a_fault_behind_pretty_json_has_its_place(tmp_path):
     pretty = (MADE / "jq-pretty.jsonl").read_text()
     (tmp_path / "pretty.jsonl").write_text(pretty + '{"a": \n')
-    with pytest.raises(DataError, match=r"pretty\.jsonl: line 241, column 6: Expecting value"):
+    with pytest.raises(DataError, match=r"pretty\.jsonl: line 241, column 7: Expecting value"):
         read(tmp_path / "pretty.jsonl")
 
 
