@@ -80,3 +80,11 @@ def test_data_given_as_a_task_is_sent_to_its_flag(name, run_cli):
     assert (done.code, done.out) == (2, "")
     assert f"--task {name}: this is data" in done.err
     assert f"--data {name}" in done.err
+
+
+def test_finetune_too_names_the_line_of_data_that_is_not_there(run_cli, toy_model_dir):
+    Path("mood.yaml").write_text(MOOD.replace("mood.csv", "nowhere.csv"))
+    done = run_cli("finetune", "--task", "mood.yaml", "--model", toy_model_dir)
+    assert (done.code, done.out) == (2, "")
+    assert "mood.yaml:1: data: nowhere.csv: " in done.err
+    assert "--data" not in done.err

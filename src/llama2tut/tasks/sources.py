@@ -76,7 +76,8 @@ def find(task: Task, data: str | None, take: Take[Taken]) -> Found[Taken]:
 
 def named_by(task: Task, data: str | None) -> str:
     """What names the place of the rows, for messages: the flag, or a line of the task's file."""
-    return f"{task.at['data']}: data" if data is None and "data" in task.at else _FLAG
+    own = data in (None, task.default_data)  # finetune keeps it with the run
+    return f"{task.at['data']}: data" if own and "data" in task.at else _FLAG
 
 
 def _from_here(path: Path) -> str:
