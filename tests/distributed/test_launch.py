@@ -229,6 +229,7 @@ def test_no_rank_outlives_a_killed_launcher(launched):
     run = launched()
     run.process.kill()
     run.end()
+    assert not any(map(_alive, run.pids))
 
 
 def test_the_first_to_fail_is_named_unless_all_fail_alike(tmp_path):

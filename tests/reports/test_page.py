@@ -205,25 +205,29 @@ def test_nothing_is_loaded_and_nothing_else_may_run():
     assert "http" not in policy
 
 
-def browse(path: Path, anchor: str, *flags: str) -> tuple[str, str, str]:
-    """The page as Chromium ends up with it, what it logged, and its log of the network."""
+def in_chromium(test):
+    """A test of a page in Chromium, where there is one."""
+    return pytest.mark.browser(pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")(test))
+
+
+def browse(folder: Path, comparison, anchor: str) -> tuple[str, str, str]:
+    """A comparison's page as Chromium ends up with it, what it logged, and its log of the network."""
+    path = folder / "page.html"
+    path.write_text(page(comparison), "utf-8")
     network = path.with_suffix(".netlog")
     run = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          f"--user-data-dir={path.with_suffix('.profile')}", "--host-resolver-rules=MAP * ~NOTFOUND",
-         "--enable-logging=stderr", "--v=0", f"--log-net-log={network}", "--virtual-time-budget=2000", *flags,
+         "--enable-logging=stderr", "--v=0", f"--log-net-log={network}", "--virtual-time-budget=2000",
          "--dump-dom", f"{path.as_uri()}{anchor}"],
         capture_output=True, text=True, timeout=120, check=True)
     return run.stdout, run.stderr, network.read_text("utf-8")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+@in_chromium
 def test_a_browser_filters_rows_and_runs_nothing_of_theirs(tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(page(hostile()), "utf-8")
-    dom, log, network = browse(file, "#changed")
+    dom, log, network = browse(tmp_path, hostile(), "#changed")
     assert "<title>owned" not in dom
     assert 'href="#changed" aria-current="true"' in dom
     shown = sum(map(hostile().changed, hostile().rows))
@@ -233,12 +237,9 @@ def test_a_browser_filters_rows_and_runs_nothing_of_theirs(tmp_path):
     assert "tracker.invalid" not in network
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+@in_chromium
 def test_the_filters_of_a_browser_are_those_of_the_table(tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(page(arithmetic()), "utf-8")
-    dom, log, _ = browse(file, "#wrong")
+    dom, log, _ = browse(tmp_path, arithmetic(), "#wrong")
     assert re.findall(r'<article [^>]*id="row-(\d)"[^>]*hidden', dom) == ["1", "2"]
     assert "1 of 3 rows</output>" in dom
     assert "CONSOLE" not in log
@@ -257,12 +258,9 @@ def test_many_rows_stand_in_blocks_and_few_do_not():
     assert not [attrs for attrs in Outline(page(arithmetic())).all("div") if attrs.get("class") == "block"]
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium")
+@in_chromium
 def test_a_block_without_a_row_to_show_goes(tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(page(many()), "utf-8")
-    dom, log, _ = browse(file, "#wrong")
+    dom, log, _ = browse(tmp_path, many(), "#wrong")
     hidden = ["hidden" in attributes for attributes in re.findall(r'<div class="block"([^>]*)', dom)]
     assert hidden == [True, False, False]
     assert "60 of 120 rows</output>" in dom

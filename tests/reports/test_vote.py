@@ -194,84 +194,91 @@ def vote(browser, wanted, touch=False):
     browser.tap(f".choices [value='{at}']") if touch else browser.press(str(at))
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(not DRIVER or not Path(CHROMIUM).exists(), reason="needs Chromium and its driver")
-def test_a_vote_is_played_through_saved_and_counted_alike(tmp_path, monkeypatch):
+@pytest.fixture
+def ballot(tmp_path, monkeypatch):
+    """Opens a comparison's page in Chromium, at its vote: comparison -> browser."""
+    if not DRIVER or not Path(CHROMIUM).exists():
+        pytest.skip("needs Chromium and its driver")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)  # to the driver, on loopback
-    file, comparison = tmp_path / "page.html", asked()
-    file.write_text(page.page(comparison), "utf-8")
     with Browser(tmp_path) as browser:
-        browser.ask("/url", {"url": file.as_uri()})
-        browser.click("#vote")
-        assert browser.text("#voted") == "0 of 10"
-        sides, seen = set(), set()
-        for n in range(8):
-            first, second = browser.answers()
-            assert {first[:5], second[:5]} == {"plain", "tuned"}
-            sides.add(first[:5])
-            seen.add(browser.text("#asked"))
-            vote(browser, "tuned", touch=n % 2 == 1)
-        browser.press(SPACE)  # a button was touched last: this must not be its click
-        assert browser.text("#voted") == "9 of 10"
-        browser.ask("/refresh")  # a phone that let go of the page
-        browser.click("#vote")
-        assert browser.text("#voted") == "9 of 10"
-        browser.press("x")
-        vote(browser, "tuned")
-        browser.click("#take-back")
-        vote(browser, "plain")
-        assert len(seen) == 8
-        said = browser.text("#result")
-        browser.click("#save-votes")
-        votes_file = tmp_path / "votes.json"
-        browser.run("return new Promise((done) => setTimeout(done, 500))")
-        counted = comparison.with_votes(read_votes(votes_file))
-        it = counted.preference
-        assert (it.wins, it.losses, it.ties) == (8, 1, 1)
-        assert it.p == 2 * (1 + 9) / 2**9 == 0.0390625
-        assert said.removesuffix(".") in markdown.markdown(counted)
-        assert "p = 0.039, better beyond chance" in said
+        def show(comparison):
+            file = tmp_path / "page.html"
+            file.write_text(page.page(comparison), "utf-8")
+            browser.ask("/url", {"url": file.as_uri()})
+            browser.click("#vote")
+            return browser
 
-        browser.run("localStorage.clear()")
-        browser.ask("/refresh")
-        browser.click("#vote")
-        assert browser.text("#voted") == "0 of 10"
-        other = saved(tmp_path / "other.json", arithmetic(), {"1": "base"})
-        browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(other)})
-        browser.run("return new Promise((done) => setTimeout(done, 300))")
-        assert browser.text("#voted") == "0 of 10"
-        assert browser.text("#vote-message").startswith("Nothing was loaded")
-        browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(votes_file)})
-        browser.run("return new Promise((done) => setTimeout(done, 300))")
-        assert browser.text("#voted") == "10 of 10"
-        assert browser.text("#result") == said
+        yield show
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not DRIVER or not Path(CHROMIUM).exists(), reason="needs Chromium and its driver")
-def test_the_page_lets_one_choose_who_stands_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(socket.socket, "connect", CONNECT)  # to the driver, on loopback
-    file, comparison = tmp_path / "page.html", three()
-    file.write_text(page.page(comparison), "utf-8")
-    with Browser(tmp_path) as browser:
-        browser.ask("/url", {"url": file.as_uri()})
-        browser.click("#vote")
-        vote(browser, "tuned")
-        assert browser.text("#voted") == "1 of 6"
-        browser.click("#pair option:last-child")
-        assert browser.text("#voted") == "0 of 3"  # on the other rows both adapters say the same
-        for _ in range(3):
-            vote(browser, "other")
-        said = browser.text("#result")
-        browser.click("#save-votes")
-        browser.run("return new Promise((done) => setTimeout(done, 500))")
-        counted = comparison.with_votes(read_votes(tmp_path / "votes.json"))
-        assert (counted.preference.column, counted.preference.against) == ("finetuned_2", "finetuned")
-        assert counted.preference.p == 2 / 2**3
-        assert said.removesuffix(".") in table.table(counted, width=400)
-        browser.click("#pair option:first-child")
-        assert browser.text("#voted") == "1 of 6"
-        browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(tmp_path / "votes.json")})
-        browser.run("return new Promise((done) => setTimeout(done, 300))")
-        assert browser.text("#voted") == "3 of 3"
-        assert browser.run("return document.querySelector('#pair').value") == "finetuned_2 against finetuned"
+def test_a_vote_is_played_through_saved_and_counted_alike(ballot, tmp_path):
+    comparison = asked()
+    browser = ballot(comparison)
+    assert browser.text("#voted") == "0 of 10"
+    sides, seen = set(), set()
+    for n in range(8):
+        first, second = browser.answers()
+        assert {first[:5], second[:5]} == {"plain", "tuned"}
+        sides.add(first[:5])
+        seen.add(browser.text("#asked"))
+        vote(browser, "tuned", touch=n % 2 == 1)
+    browser.press(SPACE)  # a button was touched last: this must not be its click
+    assert browser.text("#voted") == "9 of 10"
+    browser.ask("/refresh")  # a phone that let go of the page
+    browser.click("#vote")
+    assert browser.text("#voted") == "9 of 10"
+    browser.press("x")
+    vote(browser, "tuned")
+    browser.click("#take-back")
+    vote(browser, "plain")
+    assert len(seen) == 8
+    said = browser.text("#result")
+    browser.click("#save-votes")
+    votes_file = tmp_path / "votes.json"
+    browser.run("return new Promise((done) => setTimeout(done, 500))")
+    counted = comparison.with_votes(read_votes(votes_file))
+    it = counted.preference
+    assert (it.wins, it.losses, it.ties) == (8, 1, 1)
+    assert it.p == 2 * (1 + 9) / 2**9 == 0.0390625
+    assert said.removesuffix(".") in markdown.markdown(counted)
+    assert "p = 0.039, better beyond chance" in said
+
+    browser.run("localStorage.clear()")
+    browser.ask("/refresh")
+    browser.click("#vote")
+    assert browser.text("#voted") == "0 of 10"
+    other = saved(tmp_path / "other.json", arithmetic(), {"1": "base"})
+    browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(other)})
+    browser.run("return new Promise((done) => setTimeout(done, 300))")
+    assert browser.text("#voted") == "0 of 10"
+    assert browser.text("#vote-message").startswith("Nothing was loaded")
+    browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(votes_file)})
+    browser.run("return new Promise((done) => setTimeout(done, 300))")
+    assert browser.text("#voted") == "10 of 10"
+    assert browser.text("#result") == said
+
+
+@pytest.mark.browser
+def test_the_page_lets_one_choose_who_stands_side_by_side(ballot, tmp_path):
+    comparison = three()
+    browser = ballot(comparison)
+    vote(browser, "tuned")
+    assert browser.text("#voted") == "1 of 6"
+    browser.click("#pair option:last-child")
+    assert browser.text("#voted") == "0 of 3"  # on the other rows both adapters say the same
+    for _ in range(3):
+        vote(browser, "other")
+    said = browser.text("#result")
+    browser.click("#save-votes")
+    browser.run("return new Promise((done) => setTimeout(done, 500))")
+    counted = comparison.with_votes(read_votes(tmp_path / "votes.json"))
+    assert (counted.preference.column, counted.preference.against) == ("finetuned_2", "finetuned")
+    assert counted.preference.p == 2 / 2**3
+    assert said.removesuffix(".") in table.table(counted, width=400)
+    browser.click("#pair option:first-child")
+    assert browser.text("#voted") == "1 of 6"
+    browser.ask(f"{browser.element('#votes-file')}/value", {"text": str(tmp_path / "votes.json")})
+    browser.run("return new Promise((done) => setTimeout(done, 300))")
+    assert browser.text("#voted") == "3 of 3"
+    assert browser.run("return document.querySelector('#pair').value") == "finetuned_2 against finetuned"

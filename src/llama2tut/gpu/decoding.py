@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from llama2tut.errors import ModelError
+from llama2tut.gpu.adapters import is_plain
 
 CHECK_EVERY = 8  # decode steps between two looks at whether every row has ended: each look waits for the GPU
 PREFILL_TOKENS = 8192  # tokens of one prefill pass: enough to keep the GPU's matrix units busy, few enough to fit
@@ -67,7 +68,7 @@ def add_adapters_in_place(model: Any) -> Routes | None:
         return forward
 
     for layer in model.modules():
-        if type(layer) is Linear and not layer.merged and not layer.lora_variant and not any(layer.lora_bias.values()):
+        if type(layer) is Linear and is_plain(layer):
             layer.forward = lean(layer)  # type: ignore[method-assign, assignment]
         elif isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             all_lean = False

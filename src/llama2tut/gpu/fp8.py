@@ -2,7 +2,8 @@
 
 An nf4 weight stays stored as nf4. Each use unpacks it straight to fp8, in the layout that its product reads;
 activations and gradients are rounded to fp8 with a scale a row, weights with a scale an output. Sums are not fp8. From
-Ada and Hopper on, a GPU makes twice as many fp8 products a second as bf16 ones.
+Ada and Hopper on, a GPU makes twice as many fp8 products a second as bf16 ones. The operators are registered with
+torch when this module is imported: import it inside functions only.
 """
 
 from collections.abc import Callable
