@@ -15,7 +15,7 @@ from test_comparison import arithmetic, dialogues, prompts
 
 from llama2tut.console import visible
 from llama2tut.errors import UsageError
-from llama2tut.reports import exports, markdown, table, wording
+from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.tasks.metrics import METRICS
 
 HOSTILE = ["<script>alert(1)</script>", "a | b || c", "**bold** _it_ ~~s~~ `code`",
@@ -199,6 +199,17 @@ def test_a_spreadsheet_gets_no_formula(text):
 def test_csv_of_rows_to_show():
     assert exports.csv(arithmetic(), show="wrong").count("Compute") == 1
     assert exports.csv(prompts()).startswith('prompt,reference,base,finetuned,cut\n"Say hi","","Hi!","Hi!\n",""\n')
+
+
+def test_every_form_says_what_was_taken_for_a_word():
+    how = "words, and characters where there are no spaces"
+    comparison = replace(arithmetic(), settings={**arithmetic().settings, "scored_on": how})
+    head, *rows = csv.reader(io.StringIO(exports.csv(comparison), newline=""))
+    assert head[-1] == "scored_on"
+    assert {row[-1] for row in rows} == {how}
+    assert json.loads(exports.json(comparison))["settings"]["scored_on"] == how
+    for form in (table.table(comparison, width=400), markdown.markdown(comparison), page.page(comparison)):
+        assert how in form
 
 
 def test_json_has_all_rows_and_is_always_valid():

@@ -16,6 +16,8 @@ _FORMULA = re.compile(r"[\s\x00-\x1f\x7f-\xa0\xad\u180e\u200b-\u200f\u2028-\u202
 def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = False) -> str:
     """Every row as csv: prompt, reference, answers, their headline scores, which were cut off, and the row's groups.
 
+    Where the metric reads words, a last column says what it took for one.
+
     Args:
         spreadsheet_safe: an apostrophe before cells that a spreadsheet would run as a formula.
     """
@@ -24,15 +26,16 @@ def csv(comparison: Comparison, *, show: str = "all", spreadsheet_safe: bool = F
 
     scored = [f"{name}_{comparison.metric.headline}" for name in comparison.names] if comparison.metric else []
     by = dict.fromkeys(name for row in comparison.rows for name in row.groups)
+    made = {"scored_on": how} if scored and (how := comparison.settings.get("scored_on")) else {}
     out = io.StringIO()
     csv_format.writer(out, lineterminator="\n").writerow(
-        ["prompt", "reference", *comparison.names, *scored, "cut", *(f"by_{name}" for name in by)])
+        ["prompt", "reference", *comparison.names, *scored, "cut", *(f"by_{name}" for name in by), *made])
     # All text in quotes: Python 3.11 leaves a bare carriage return unquoted otherwise, and readers break the row there.
     writer = csv_format.writer(out, lineterminator="\n", quoting=csv_format.QUOTE_NONNUMERIC)
     for _, row in select(comparison, show):
         cut = " ".join(name for name, cut in zip(comparison.names, row.cut, strict=True) if cut)
         writer.writerow([*map(cell, (row.prompt, row.reference, *row.answers)), *(row.values if scored else ()), cut,
-                         *(cell(row.groups.get(name)) for name in by)])
+                         *(cell(row.groups.get(name)) for name in by), *made.values()])
     return out.getvalue().encode("utf-8", "replace").decode()
 
 
