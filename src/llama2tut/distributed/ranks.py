@@ -70,9 +70,11 @@ def all_values(value: Any) -> list[Any]:
     """
     if world() == 1:
         return [value]
-    key = f"llama2tut/{next(_meetings)}"
-    _store().set(f"{key}/{rank()}", json.dumps(value))
-    return [json.loads(_store().get(f"{key}/{number}")) for number in range(world())]
+    store, meeting = _store(), next(_meetings)
+    store.set(f"{meeting}/{rank()}", json.dumps(value))
+    values = [json.loads(store.get(f"{meeting}/{number}")) for number in range(world())]
+    store.delete_key(f"{meeting - 1}/{rank()}")  # all are here now, and so have read it
+    return values
 
 
 def own(items: Sequence[Item]) -> tuple[int, Sequence[Item]]:

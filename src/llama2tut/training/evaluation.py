@@ -31,7 +31,7 @@ class StepLoss:
     _parts: list[Any] = field(default_factory=list)  # of this rank's micro-batches
     _whole: bool = False  # all of them are there
     _skipped: int = 0  # steps before it that were not taken
-    _sums: Any = None  # of all ranks, where there are several
+    _sums: list[float] | None = None  # of all ranks, where there are several
 
     def add(self, loss: Any, turn: Turn) -> None:
         """Take in the mean loss of a micro-batch; the GPU is not waited for.
@@ -50,14 +50,11 @@ class StepLoss:
         self.tokens += turn.tokens
 
     def add_up(self, model: Any, asked: Sequence[bool]) -> None:
-        """Add up all ranks' gradients, loss, and what was `asked` of some of them, in one exchange."""
-        import torch
-
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        loss = torch.stack(self._parts).sum().to(gradients[0].dtype)
-        # Filled on the GPU: copied there, they would make the next launches wait for the backward pass.
-        self._sums = torch.stack([loss, *(loss.new_full((), float(one)) for one in asked)])
-        ranks.add_up([*gradients, self._sums])
+        """Add up all ranks' gradients on their devices, and on the CPU their losses and what was `asked` of some."""
+        ranks.add_up([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        # Losses that travelled with the gradients could only be read when the GPU has done the whole step.
+        told = ranks.all_values([sum(loss.item() for loss in self._parts), *map(int, asked)])
+        self._sums = [sum(numbers) for numbers in zip(*told, strict=True)]
 
     def read(self, count: int, *, wait: bool) -> list[float]:
         """The step's loss, and how many ranks were asked for each of `count` things; none where there is one rank.
@@ -71,7 +68,7 @@ class StepLoss:
             torch.cuda.synchronize()
         if self._sums is None:
             return [sum(loss.item() for loss in self._parts), *[0.0] * count]
-        return [float(number) for number in self._sums.tolist()]
+        return self._sums
 
 
 def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],

@@ -162,7 +162,7 @@ class TrainingRun:
     def _after_forward(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if not module.training:
             return
-        if self.config.device == "cuda" and self.config.precision != "fp16" and ranks.world() == 1:
+        if self.config.device == "cuda" and self.config.precision != "fp16":  # which scales it on the GPU
             # Waited for now: upstream's progress bar would wait for the backward pass, too, and then for the next step.
             output.loss = output.loss.cpu()
         self._step.add(output.loss, self._turn)
