@@ -90,10 +90,9 @@ def contenders(size: str) -> list[str]:
 def make_inputs(folder: Path, size: str, steps: int) -> None:
     """Random weights, a tokenizer that is only there to be loaded, and the rows."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, mean = SHAPES[size]
+    hidden, intermediate, layers, heads, kv_heads, vocabulary, _ = SHAPES[size]
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
@@ -103,11 +102,25 @@ def make_inputs(folder: Path, size: str, steps: int) -> None:
             torch.set_default_dtype(torch.bfloat16)
             LlamaForCausalLM(config).save_pretrained(folder)
         torch.set_default_dtype(torch.float32)
-        words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, 100)}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # as many tokens as words, for bench_generate.py
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer,
-                                bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    make_tokenizer(folder)
+    make_rows(folder, size, steps)
+
+
+def make_tokenizer(folder: Path) -> None:
+    """As many tokens as words, for bench_generate.py."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, 100)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer,
+                            bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+
+
+def make_rows(folder: Path, size: str, steps: int) -> None:
+    """Rows for so many steps of 4,096 tokens, or of 16 rows, as the size has it; as a task file of llama-recipes."""
+    vocabulary, mean = SHAPES[size][-2:]
     tokens = 4096 * 1.2 if size == "7b" else 16 * mean * 1.3
     (folder / "rows.py").write_text(ROWS.format(count=int((steps + 2) * tokens / mean) + 32, mean=mean,
                                                 longest=1200 if size == "7b" else 4 * mean, vocabulary=vocabulary))
