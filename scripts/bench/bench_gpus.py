@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def main() -> None:
     """Make weights and run the parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where weights, rows and logs are kept")
-    parser.add_argument("--parts", default=",".join(["train", "compare", *DIVIDED]))
+    parser.add_argument("--parts", default=",".join(["train-bf16", "train-fp8", "compare", *DIVIDED]))
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--cap-gib", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--rank", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -52,34 +53,40 @@ def main() -> None:
     for part in options.parts.split(","):
         if part in DIVIDED:
             divided(part, cards, options)
-        else:
-            for count in (1, cards):
-                {"train": train, "compare": compare}[part](count, options)
+            continue
+        for count in (1, cards):
+            if part == "compare":
+                compare(count, options)
+            else:
+                train(count, part.removeprefix("train-"), options)
 
 
-def train(count: int, options: argparse.Namespace) -> None:
+def train(count: int, precision: str, options: argparse.Namespace) -> None:
     """Recipe `samsum-24gb` at the 7B shape, every GPU with the whole model; as many steps a GPU."""
     weights = options.folder / "7b"
     make_inputs(weights, "7b", options.steps * count)
     with tempfile.TemporaryDirectory() as output:
-        command = ["finetune", *finetune_flags(weights, output, options.steps), "--gpus", str(count)]
-        tell(f"train-{count}", options.folder, [sys.executable, "-m", "llama2tut", *command], Path(output))
+        command = ["finetune", *finetune_flags(weights, output, options.steps), "--precision", precision,
+                   "--gpus", str(count)]
+        tell(f"train-{precision}-{count}", options.folder, [sys.executable, "-m", "llama2tut", *command], Path(output))
 
 
 def compare(count: int, options: argparse.Namespace) -> None:
-    """Both columns of 1,024 rows, of 96 tokens each."""
-    weights, data, adapter = (options.folder / name for name in ("7b", "arithmetic", "adapter"))
+    """Both columns of 1,024 rows, 96 new tokens each; no two prompts are the same, for those are answered once."""
+    weights, data, adapter = (options.folder / name for name in ("7b", "words.csv", "adapter"))
     make_inputs(weights, "7b", options.steps)
     llama2tut = [sys.executable, "-m", "llama2tut"]
-    if not data.exists():
-        subprocess.run([*llama2tut, "gen-arithmetic", "--output-dir", data, "--test", "1024"], check=True)
+    chance = random.Random(0)
+    words = [" ".join(f"w{chance.randrange(3, 100)}" for _ in range(chance.randint(40, 160))) for _ in range(1500)]
+    data.write_text("\n".join(["words,answer", *(f"{some},w3" for some in words)]))
+    task = options.folder / "words.yaml"
+    task.write_text(f"prompt: '{{words}}'\ntarget: answer\nmetric: exact_match\nmax_new_tokens: 96\ndata: {data}\n")
     if not adapter.exists():
-        subprocess.run([*llama2tut, "finetune", "--task", "arithmetic", "--data", data, "--model", weights,
-                        "--max-steps", "1", "--eval-limit", "2", "--limit", "64", "--no-compile", "--output-dir",
-                        adapter], check=True)
+        subprocess.run([*llama2tut, "finetune", "--task", task, "--model", weights, "--max-steps", "1", "--eval-limit",
+                        "2", "--limit", "64", "--no-compile", "--output-dir", adapter], check=True)
     output = options.folder / f"compare-{count}.json"
     tell(f"compare-{count}", options.folder, [
-        *llama2tut, "compare", "--adapter", adapter, "--data", data, "--gpus", str(count), "--max-new-tokens", "96",
+        *llama2tut, "compare", "--adapter", adapter, "--split", "train", "--limit", "1024", "--gpus", str(count),
         "--no-cache", "--format", "json", "--output", output], output)
 
 
@@ -89,7 +96,7 @@ def divided(part: str, count: int, options: argparse.Namespace) -> None:
     weights = options.folder / shape
     make_hollow(weights, shape)
     make_tokenizer(weights)
-    make_rows(weights, "7b", options.steps * count)
+    make_rows(weights, "7b", options.steps * count, longest=1000)
     with tempfile.TemporaryDirectory() as output:
         tell(part, options.folder, [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__,

@@ -39,10 +39,11 @@ def main() -> None:
     module = ["-m", "llama2tut", "finetune", *flags]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        ways = {"plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"],
-                "fast": [*module, "--quantization", "none"], "4bit": [*module, "--quantization", "4bit"]}
-        if options.fp8:
-            ways |= {f"{name}, fp8": [*ways[name], "--precision", "fp8"] for name in ("fast", "4bit")}
+        ways = {"plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"]}
+        for precision in ("bf16", "fp8") if options.fp8 else ("bf16",):
+            for name, quantization in (("fast", "none"), ("4bit", "4bit")):
+                ways[f"{name}, fp8" if precision == "fp8" else name] = [
+                    *module, "--quantization", quantization, "--precision", precision]
         losses = train(ways, folder)
     steps = len(losses["plain"])
     tenth = max(1, steps // 10)

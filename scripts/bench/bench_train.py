@@ -118,12 +118,12 @@ def make_tokenizer(folder: Path) -> None:
                             bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
 
 
-def make_rows(folder: Path, size: str, steps: int) -> None:
+def make_rows(folder: Path, size: str, steps: int, *, longest: int = 1200) -> None:
     """Rows for so many steps of 4,096 tokens, or of 16 rows, as the size has it; as a task file of llama-recipes."""
     vocabulary, mean = SHAPES[size][-2:]
     tokens = 4096 * 1.2 if size == "7b" else 16 * mean * 1.3
     (folder / "rows.py").write_text(ROWS.format(count=int((steps + 2) * tokens / mean) + 32, mean=mean,
-                                                longest=1200 if size == "7b" else 4 * mean, vocabulary=vocabulary))
+                                                longest=longest if size == "7b" else 4 * mean, vocabulary=vocabulary))
 
 
 def run_processes(names: list[str], folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -258,8 +258,8 @@ def run_ours(options: argparse.Namespace) -> tuple[list[float], list[int]]:
         targets, length, recompute = recipe.split("-")
         flags = ["--config", "samsum-24gb", "--context-length", length, "--gradient-checkpointing", recompute]
         flags += ["--lora-targets", "q_proj,v_proj", "--lora-r", "8"] if targets == "qv" else []
-    if options.one.endswith("-fp8"):
-        flags += ["--precision", "fp8"]
+    if recipe not in ("cpu", "tutorial"):  # which have their own
+        flags += ["--precision", "fp8" if options.one.endswith("-fp8") else "bf16"]
     with tempfile.TemporaryDirectory() as folder:
         code = cli(["finetune", "--task", str(options.folder / "rows.py"), "--model", str(options.folder), "--limit",
                     "1000000", "--max-steps", str(options.steps), "--output-dir", f"{folder}/run", *flags])

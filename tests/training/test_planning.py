@@ -80,18 +80,25 @@ def test_an_estimate_that_is_not_believed_is_said_and_the_run_goes_on(resolve):
     assert "GiB of GPU memory, 4.0 GiB are there" in said
 
 
-def test_fp8_is_refused_where_the_gpu_has_none_and_named_where_it_has(resolve, monkeypatch):
-    config, said = resolve(precision="fp8")
+def test_fp8_is_taken_where_the_gpu_has_it_and_packed_weights_fit(resolve, monkeypatch):
+    config, said = resolve()
     assert config.precision == "fp8"
     assert "a GPU, fp8, base weights 4bit" in said
-    assert "--precision" not in said
-    assert "--precision fp8" in resolve()[1]
-    assert resolve()[0].precision == "bf16"
+    for fields in ({"precision": "bf16"}, {"quantization": "none"}, {"quantization": "8bit"},
+                   {"room": 5.0, "ranks": 2, "context_length": 512}, {"ranks": 2, "shard": "on"}):
+        assert resolve(**fields)[0].precision == "bf16"
     monkeypatch.setattr(device, "has_fp8", lambda: False)
     monkeypatch.setattr(planning, "has_fp8", lambda: False)
-    assert "fp8" not in resolve()[1]
+    assert resolve()[0].precision == "bf16"
     with pytest.raises(MachineError, match="a GPU is older: use --precision bf16"):
         resolve(precision="fp8")
+
+
+def test_a_resumed_run_computes_in_what_it_began_with(resolve, monkeypatch, tmp_path):
+    begun, _ = resolve(precision="bf16", output_dir=tmp_path)
+    monkeypatch.setattr(planning, "newest_checkpoint", lambda _: (tmp_path, []))
+    monkeypatch.setattr(planning, "read_run", lambda _: begun)
+    assert resolve(output_dir=tmp_path, resume=True)[0].precision == "bf16"
 
 
 def test_layers_whose_shape_fp8_cannot_take_are_named(resolve):

@@ -1,7 +1,7 @@
 """A request -> a run with nothing left open, that fits this machine's memory."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llama2tut.config.requests import FinetuneRequest, TrainingPrecision
 from llama2tut.config.runs import RunConfig, package_versions, read_run
@@ -12,6 +12,7 @@ from llama2tut.gpu.kernels import liger_available
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import (
+    Device,
     check_cuda,
     check_fp8,
     choose_device,
@@ -47,11 +48,11 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     if device == "cuda":
         check_cuda("train on the CPU with --gpus 0")
     check_loadable(base_model.path)  # while nothing has been written yet
-    precision: TrainingPrecision = choose_precision(request.precision, device)
-    if precision == "fp8":
-        check_fp8()
-        _name_bf16_layers(base_model, console)
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
+    begun = _resumed_run(request)
+    precisions = _precisions(request.precision or (begun.precision if begun and begun.device == device else None),
+                             device, quantization)
+    precision = precisions[0]
     liger = device == "cuda" and liger_available()
     if device == "cuda" and not liger:
         console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
@@ -66,8 +67,10 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
     gradient_checkpointing, sharded = request.gradient_checkpointing == "on", ranks > 1 and request.shard == "on"
     if device == "cuda":
-        gradient_checkpointing, sharded = _fit_gpus(
-            base_model, dataclasses.replace(request, compile=cuda_graphs), precision, quantization, ranks, console)
+        precision, gradient_checkpointing, sharded = _fit_gpus(
+            base_model, dataclasses.replace(request, compile=cuda_graphs), precisions, quantization, ranks, console)
+    if precision == "fp8":
+        _name_bf16_layers(base_model, console)
     decoder = "compiled, as CUDA graphs" if cuda_graphs and not sharded else (
         f"not compiled (that needs {', '.join(lacking or ['the whole model'])})" if request.compile else "as it is")
     cuda_graphs = cuda_graphs and not sharded
@@ -77,7 +80,7 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         request=request, model_path=base_model.path, device=device, precision=precision, quantization=quantization,
         attention="flex_attention" if device == "cuda" and request.packing else "sdpa",
         gradient_checkpointing=gradient_checkpointing, liger=liger, cuda_graphs=cuda_graphs,
-        ranks=ranks, sharded=sharded, first_ranks=_first_ranks(request) or ranks,
+        ranks=ranks, sharded=sharded, first_ranks=begun.first_ranks if begun else ranks,
         data_source=rows.source if rows else request.task, digests=digests, versions=package_versions())
     name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU"
     if ranks > 1:
@@ -89,8 +92,6 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
                  f"{quantization if quantization != 'none' else precision}, attention {config.attention}, gradient "
                  f"checkpointing {'on' if gradient_checkpointing else 'off'}, Liger kernels "
                  f"{'on' if liger else 'off'}, decoder {decoder}")
-    if device == "cuda" and not request.precision and quantization == "4bit" and has_fp8():
-        console.note("this GPU multiplies in fp8, too: training with --precision fp8 is faster")
     return config
 
 
@@ -137,20 +138,35 @@ def check_cpu_memory(config: RunConfig, base_model: BaseModel, longest: int, con
     console.warn(f"{fault}it may run out of memory")
 
 
-def _first_ranks(request: FinetuneRequest) -> int | None:
-    """How many ranks the run that is resumed was started with."""
+def _resumed_run(request: FinetuneRequest) -> RunConfig | None:
+    """The run that is gone on with."""
     folder = request.output_dir
-    return read_run(folder).first_ranks if request.resume and folder and newest_checkpoint(folder)[0] else None
+    return read_run(folder) if request.resume and folder and newest_checkpoint(folder)[0] else None
 
 
-def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precision: str, quantization: str, ranks: int,
-              console: Console) -> tuple[bool, bool]:
-    """Whether activations are recomputed, and whether the base model is divided between the GPUs.
+def _precisions(asked: TrainingPrecision | None, device: Device, quantization: str) -> tuple[TrainingPrecision, ...]:
+    """What may be computed in, the best first: what was asked for, or what the device has.
+
+    Raises:
+        MachineError: fp8 was asked for, and the GPU has none.
+    """
+    if asked == "fp8":
+        check_fp8()
+    chosen: TrainingPrecision = choose_precision(asked, device)
+    # Over packed weights fp8 is faster and learns as well (docs/performance.md); over others nobody has looked.
+    best = not asked and device == "cuda" and quantization == "4bit"
+    return ("fp8", chosen) if best and all(all_values(has_fp8())) else (chosen,)
+
+
+def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precisions: Sequence[TrainingPrecision],
+              quantization: str, ranks: int, console: Console) -> tuple[TrainingPrecision, bool, bool]:
+    """What is computed in, whether activations are recomputed, and whether the base model is divided between the GPUs.
 
     Whole models are faster than parts, and kept activations than recomputed ones: the first way that fits is taken.
 
     Args:
-        base_model, request, precision, quantization: of the run; `request.compile` as it would be with whole models.
+        base_model, request, quantization: of the run; `request.compile` as it would be with whole models.
+        precisions: that may be computed in.
         ranks: GPUs.
         console: for a warning where nothing fits and the run is to be tried all the same.
 
@@ -158,33 +174,34 @@ def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precision: str, q
         MachineError: nothing fits; it says what would.
     """
     room, choices = min(all_values(gpu_room_gib())), {"auto": (False, True), "on": (True,), "off": (False,)}
-    divisible = precision != "fp8" and quantization != "8bit" and request.init_lora_weights != "pissa"
+    divisible = precisions[-1] != "fp8" and quantization != "8bit" and request.init_lora_weights != "pissa"
     if request.shard == "on" and ranks > 1 and not divisible:
         raise MachineError("--shard on divides weights in nf4 or as they are, for products in bf16; leave out "
                            "--precision fp8, --quantization 8bit and --init-lora-weights pissa")
 
-    def needed(recomputed: bool, parts: int) -> Estimate:
+    def needed(precision: TrainingPrecision, recomputed: bool, parts: int) -> Estimate:
         planned = dataclasses.replace(request, compile=request.compile and parts == 1)
         return estimate(base_model, planned, precision, quantization, gradient_checkpointing=recomputed, parts=parts)
 
     recomputing = choices[request.gradient_checkpointing]
     dividing = choices[request.shard] if ranks > 1 and divisible else (False,)
-    ways = [(recomputed, divided) for divided in dividing for recomputed in recomputing]
-    for recomputed, divided in ways:
-        if needed(recomputed, ranks if divided else 1).fits(room):
-            return recomputed, divided
-    recomputed, divided = ways[-1]
+    ways = [(precision, recomputed, divided) for divided in dividing for precision in precisions
+            for recomputed in recomputing if not (divided and precision == "fp8")]
+    for precision, recomputed, divided in ways:
+        if needed(precision, recomputed, ranks if divided else 1).fits(room):
+            return precision, recomputed, divided
+    precision, recomputed, divided = ways[-1]
     if not request.dry_run:
-        fault = (f"this run needs about {needed(recomputed, ranks if divided else 1).total:.1f} GiB of GPU memory, "
-                 f"{room:.1f} GiB are there: ")
+        total = needed(precision, recomputed, ranks if divided else 1).total
+        fault = f"this run needs about {total:.1f} GiB of GPU memory, {room:.1f} GiB are there: "
         if not request.ignore_memory_estimate:
             enough = next((count for count in (2, 4, 8) if count > ranks and divisible
-                           and needed(recomputing[-1], count).fits(room)), None)
+                           and needed(precision, recomputing[-1], count).fits(room)), None)
             changes = advice(base_model, request, precision, quantization, room, gradient_checkpointing=recomputed)
             raise MachineError(fault + (f"train on {enough} such GPUs (--gpus {enough}), or " if enough else "")
                                + changes + "; --ignore-memory-estimate tries it all the same")
         console.warn(f"{fault}it may run out of memory")
-    return recomputed, divided
+    return precision, recomputed, divided
 
 
 def _name_bf16_layers(base_model: BaseModel, console: Console) -> None:
@@ -192,7 +209,7 @@ def _name_bf16_layers(base_model: BaseModel, console: Console) -> None:
     from llama2tut.gpu.fp8 import takes
 
     if left := [name for name, (inputs, outputs) in base_model.linears.items() if not takes(inputs, outputs)]:
-        console.warn(f"multiplied in bf16, for fp8 takes inputs in 64s and outputs in 16s: {', '.join(left)}")
+        console.note(f"multiplied in bf16, for fp8 takes inputs in 64s and outputs in 16s: {', '.join(left)}")
 
 
 def gpu_room_gib() -> float:
