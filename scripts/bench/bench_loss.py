@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from llama2tut.models.device import choose_device, choose_precision
+
 PLAIN = """
 import sys
 from llama2tut.cli.main import main
@@ -36,14 +38,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--fp8", action="store_true", help="also `fast` and `4bit` with products in fp8")
     options, flags = parser.parse_known_args()
-    module = ["-m", "llama2tut", "finetune", *flags]
+    module, usual = ["-m", "llama2tut", "finetune", *flags], choose_precision(None, choose_device())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         ways = {"plain": ["-c", PLAIN, "finetune", *flags, "--quantization", "none", "--no-compile"]}
-        for precision in ("bf16", "fp8") if options.fp8 else ("bf16",):
+        for ending, precision in {"": usual, ", fp8": "fp8"}.items() if options.fp8 else [("", usual)]:
             for name, quantization in (("fast", "none"), ("4bit", "4bit")):
-                ways[f"{name}, fp8" if precision == "fp8" else name] = [
-                    *module, "--quantization", quantization, "--precision", precision]
+                ways[name + ending] = [*module, "--quantization", quantization, "--precision", precision]
         losses = train(ways, folder)
     steps = len(losses["plain"])
     tenth = max(1, steps // 10)
