@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Training speed and memory: stock llama-recipes, llama2tut's recipes and TRL on the same weights and rows.
+"""Training speed and memory: stock llama-recipes, llama2tut's recipes, TRL and Unsloth on the same weights and rows.
 
     python scripts/bench/bench_train.py --size 7b --cap-gib 22.5          # one NVIDIA GPU
     python scripts/bench/bench_train.py --size 135m --steps 12            # two CPU cores, minutes
@@ -26,6 +26,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary; mean tokens of a row
     "7b": (4096, 11008, 32, 32, 32, 32_000, 200),
@@ -80,11 +84,12 @@ def contenders(size: str) -> list[str]:
 
     on_gpu = torch.cuda.is_available() and size == "7b"
     names = ["stock-tutorial", "stock-4bit", "ours-qv-4096-off", "ours-samsum-24gb", "ours-arithmetic-24gb",
-             "ours-samsum-8gb", "ours-tutorial", "trl", "trl-checkpointing"]
+             "ours-samsum-8gb", "ours-tutorial", "trl", "trl-checkpointing", "unsloth", "unsloth-checkpointing"]
     if on_gpu and torch.cuda.get_device_capability() >= (8, 9):
         names += ["ours-qv-4096-off-fp8", "ours-samsum-24gb-fp8", "ours-samsum-8gb-fp8"]
     names = names if on_gpu else ["stock-cpu", "ours-cpu", "trl-cpu"]
-    return [name for name in names if not name.startswith("trl") or importlib.util.find_spec("trl")]
+    return [name for name in names
+            if name.startswith(("stock", "ours")) or importlib.util.find_spec(name.split("-")[0])]
 
 
 def make_inputs(folder: Path, size: str, steps: int) -> None:
@@ -134,7 +139,8 @@ def run_processes(names: list[str], folder: Path, options: argparse.Namespace) -
         with (folder / f"{name}.log").open("w") as log:  # what it prints besides its result
             return subprocess.Popen([*command, *(["--cap-gib", str(cap)] if cap else [])], stdin=subprocess.PIPE,
                                     stdout=subprocess.PIPE, stderr=log, text=True,
-                                    env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                                    env={**os.environ, "HF_HUB_OFFLINE": "1",
+                                         "UNSLOTH_COMPILE_LOCATION": str(folder / f"{name}.compiled")})
 
     def finish(name: str, process: "subprocess.Popen[str]", cap: float | None) -> dict[str, object]:
         out, _ = process.communicate("\n")
@@ -181,13 +187,16 @@ def run_one(options: argparse.Namespace) -> dict[str, object]:
     """Train for the asked steps in this process."""
     import torch
 
-    if options.cap_gib and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
     kind, options.peak = options.one.split("-")[0], 0.0
     wait_for_turn()
     with contextlib.redirect_stdout(sys.stderr):
-        times, tokens = {"stock": run_stock, "ours": run_ours, "trl": run_trl}[kind](options)
+        if kind == "unsloth":  # patches transformers and sets the GPU's allocator, so it comes before both
+            importlib.import_module("unsloth")
+        if options.cap_gib and torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
+        run = {"stock": run_stock, "ours": run_ours, "trl": run_trl, "unsloth": run_unsloth}[kind]
+        times, tokens = run(options)
     # Batches differ in length, so the rate is the median of each step's own tokens over its own time.
     rates = [count / seconds for seconds, count in list(zip(times, tokens, strict=True))[options.warmup:]]
     peak = max(options.peak, torch.cuda.max_memory_reserved() / 2**30) if torch.cuda.is_available() else None
@@ -217,6 +226,15 @@ def differences(ends: list[float]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
+def count_tokens(model: "torch.nn.Module", tokens: list[int]) -> None:
+    """Let every forward pass write down how many tokens it is given."""
+    def count(model: "torch.nn.Module", args: object, kwargs: dict[str, "torch.Tensor"]) -> None:
+        mask = kwargs.get("attention_mask")  # none where rows are packed, which leaves no padding
+        tokens.append(kwargs["input_ids"].numel() if mask is None else int(mask.sum()))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+
+
 def run_stock(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     """Upstream as it is, inside the two mends without which it neither imports nor loads."""
     import torch
@@ -236,10 +254,7 @@ def run_stock(options: argparse.Namespace) -> tuple[list[float], list[int]]:
             dtype, "sdpa", "cpu" if cpu else "cuda"):
         import llama_recipes.finetuning as upstream
 
-        def counted(model: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-            tokens.append(int(kwargs["attention_mask"].sum()))
-
-        with compat.get_peft_model(lambda model: model.register_forward_pre_hook(counted, with_kwargs=True), {}):
+        with compat.get_peft_model(lambda model: count_tokens(model, tokens), {}):
             upstream.main(model_name=str(options.folder), use_peft=True, peft_method="lora", num_epochs=1,
                           dataset="custom_dataset", run_validation=False, save_model=False, lr=1e-4,
                           num_workers_dataloader=0, max_train_step=options.steps + 1,
@@ -293,12 +308,7 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
         options.folder, dtype=torch.float32 if cpu else torch.bfloat16, quantization_config=quantized,
         device_map=None if cpu else {"": 0}, attn_implementation="sdpa")
     ends, tokens = step_clock(), []
-
-    def counted(model: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        mask = kwargs.get("attention_mask")  # none where rows are packed, which leaves no padding
-        tokens.append(kwargs["input_ids"].numel() if mask is None else int(mask.sum()))
-
-    model.register_forward_pre_hook(counted, with_kwargs=True)
+    count_tokens(model, tokens)
     trainer = SFTTrainer(
         model=model, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(options.folder),
         peft_config=LoraConfig(r=16 if cpu else 8, target_modules="all-linear" if cpu else ["q_proj", "v_proj"],
@@ -307,6 +317,40 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
                        per_device_train_batch_size=16 if cpu else 1, packing=not cpu, max_length=4096,
                        bf16=not cpu, gradient_checkpointing="checkpointing" in options.one, logging_steps=1,
                        use_liger_kernel=not cpu, save_strategy="no", dataset_kwargs={"skip_prepare_dataset": cpu}))
+    trainer.train()
+    return differences(ends), tokens[1:len(ends)]
+
+
+def run_unsloth(options: argparse.Namespace) -> tuple[list[float], list[int]]:
+    """Unsloth's model in TRL's SFTTrainer with what its documentation recommends for the same job."""
+    import runpy
+
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+    from unsloth.utils.attention_dispatch import select_attention_backend
+
+    # flash_varlen, xformers, or sdpa where neither flash-attn nor xformers can be loaded
+    print("Unsloth's attention in packed rows:", select_attention_backend(use_varlen=True))
+    rows = runpy.run_path(str(options.folder / "rows.py"))["get_custom_dataset"](None, None, "train")
+    # Given labels, Unsloth takes a collator that forgets where examples end: they would see each other.
+    data = Dataset.from_list([{"input_ids": row["input_ids"],
+                               "completion_mask": [label != -100 for label in row["labels"]]} for row in rows])
+    recompute = "unsloth" if options.one == "unsloth-checkpointing" else False
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(options.folder), max_seq_length=4096, dtype=torch.bfloat16, load_in_4bit=True,
+        use_gradient_checkpointing=recompute)
+    model = FastLanguageModel.get_peft_model(model, r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"],
+                                             use_gradient_checkpointing=recompute)
+    ends, tokens = step_clock(), []
+    trainer = SFTTrainer(
+        model=model, train_dataset=data, processing_class=tokenizer,
+        args=SFTConfig(output_dir=tempfile.mkdtemp(), max_steps=options.steps + 1, report_to=[],
+                       per_device_train_batch_size=1, gradient_accumulation_steps=1, packing=True, max_length=4096,
+                       completion_only_loss=True, bf16=True, gradient_checkpointing=bool(recompute),
+                       optim="adamw_8bit", logging_steps=1, save_strategy="no"))
+    count_tokens(trainer.model, tokens)
     trainer.train()
     return differences(ends), tokens[1:len(ends)]
 
