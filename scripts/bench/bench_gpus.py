@@ -54,7 +54,7 @@ def main() -> None:
         if part in DIVIDED:
             divided(part, cards, options)
             continue
-        for count in (1, cards):
+        for count in sorted({1, cards}):
             if part == "compare":
                 compare(count, options)
             else:
