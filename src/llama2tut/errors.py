@@ -60,6 +60,12 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+def not_finite(what: str) -> ModelError:
+    """What there is to say of weights among which are NaN or infinity."""
+    return ModelError(f"{what} has numbers that are not finite: copy or download it again, or use --precision bf16 or "
+                      "fp32 where it is fp16 that they do not fit")
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out; PyTorch has a class of its own for that on a GPU only."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

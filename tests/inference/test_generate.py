@@ -302,7 +302,8 @@ def test_an_adapter_that_does_not_fit_beside_the_model_is_the_users_to_mend(toy_
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("peft.set_peft_model_state_dict", full)
-    with pytest.raises(MachineError, match="does not fit the GPU's memory: use --quantization 4bit"):
+    monkeypatch.setattr("llama2tut.models.attaching.gpu_room_gib", lambda: 1.6)
+    with pytest.raises(MachineError, match=r"does not fit the 1\.6 GiB of GPU memory .*--quantization 4bit"):
         loaded(toy_model_dir, adapters)
 
 

@@ -44,11 +44,11 @@ def edit(folder: Path, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def loaded(base: Path, *folders: Path) -> LoadedModel:
+def loaded(base: Path, *folders: Path, quantization: str = "none") -> LoadedModel:
     base_model, adapters = resolve(str(base)), [read_adapter(folder) for folder in folders]
     for adapter in adapters:
         check_fit(adapter, base_model)
-    return load_model(base_model, adapters, quantization="none", precision="fp32", device="cpu", probes=PROBES)
+    return load_model(base_model, adapters, quantization=quantization, precision="fp32", device="cpu", probes=PROBES)
 
 
 def logits(model):
@@ -175,8 +175,12 @@ def test_an_adapter_that_changes_the_base_is_found_out(tmp_path, biased, setting
     assert not loaded(biased, plain).changed
 
 
-def test_a_base_that_is_not_finite_is_refused(tmp_path, toy_model_dir):
+def test_a_base_that_is_not_finite_is_refused(tmp_path, toy_model_dir, monkeypatch):
+    import torch
+    from bitsandbytes import functional
     from safetensors.torch import load_file, save_file
+
+    from llama2tut.distributed.sharding import tensor_reader
 
     folder = Path(shutil.copytree(toy_model_dir, tmp_path / "base"))
     weights = load_file(folder / "model.safetensors")
@@ -184,3 +188,11 @@ def test_a_base_that_is_not_finite_is_refused(tmp_path, toy_model_dir):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has numbers that are not finite"):
         loaded(folder)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has numbers that are not finite"):
+        list(map(tensor_reader(folder, torch.float32, "cpu"), weights))
+    # A GPU packs a NaN as if it were a number.
+    pack = functional.quantize_4bit
+    monkeypatch.setattr(functional, "quantize_4bit", lambda weight, **how: pack(weight.nan_to_num(), **how))
+    with pytest.raises(ModelError, match="has numbers that are not finite"):
+        loaded(folder, quantization="4bit")
+    loaded(toy_model_dir, quantization="4bit")

@@ -21,6 +21,13 @@ def test_a_gpu_is_told_from_its_device_file(monkeypatch):
         assert not device.gpu_present()
 
 
+@pytest.mark.parametrize(("visible", "count"), [("1", 1), (" 1, 0", 2), ("1,-1,0", 1), ("0,0", 1), ("0,1,2", 2)])
+def test_gpus_are_counted_as_cuda_reads_the_list(monkeypatch, visible, count):
+    monkeypatch.setattr(device.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.gpu_count() == count
+
+
 @pytest.mark.parametrize(("kind", "gpu_bf16", "cpu_bf16", "precision"), [
     ("cpu", False, False, "fp32"), ("cpu", False, True, "bf16"), ("cuda", False, True, "fp16"),
     ("cuda", True, False, "bf16")])

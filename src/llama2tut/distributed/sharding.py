@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2tut.distributed import ranks
+from llama2tut.errors import not_finite
 
 _BLOCK = 64  # weights that share a scale
 
@@ -49,7 +50,10 @@ def load_in_parts(path: Path, *, dtype: Any, quantized: bool, attention: str, de
 
 
 def tensor_reader(path: Path, dtype: Any, device: str) -> Callable[[str], Any]:
-    """A function that reads a tensor by its name from a checkpoint folder."""
+    """A function that reads a tensor by its name from a checkpoint folder.
+
+    It raises a ModelError where one has NaN or infinity.
+    """
     import json
 
     from safetensors import safe_open
@@ -59,7 +63,10 @@ def tensor_reader(path: Path, dtype: Any, device: str) -> Callable[[str], Any]:
 
     def read(name: str) -> Any:
         with safe_open(path / files.get(name, "model.safetensors"), "pt", device=device) as file:
-            return file.get_tensor(name).to(dtype)
+            tensor = file.get_tensor(name).to(dtype)
+        if not tensor.isfinite().all():  # here, where it is whole and not packed yet
+            raise not_finite(f"--model {path}: {name}")
+        return tensor
 
     return read
 

@@ -12,7 +12,7 @@ from llama2tut.gpu.decoding import Routes, add_adapters_in_place
 from llama2tut.models.adapters import Adapter
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json
-from llama2tut.models.device import check_cuda, torch_dtype
+from llama2tut.models.device import check_cuda, gpu_room_gib, torch_dtype
 from llama2tut.models.loading import check_finite, load_tokenizer, loading, unpack
 
 # PEFT saves these whole where the vocabulary was resized, or where they are adapted themselves.
@@ -75,8 +75,9 @@ def load_model(base_model: BaseModel, adapters: Sequence[Adapter], *, quantizati
         ends = _end_tokens(model, tokenizer)
         peft_model, changed = _attach(model, checked, probes, autocast=not on_gpu)
     except torch.OutOfMemoryError:
-        raise MachineError(f"{base_model.name} does not fit the GPU's memory: use --quantization 4bit, or a smaller "
-                           "--model") from None
+        smaller = "a smaller --model" if quantization == "4bit" else "--quantization 4bit, or a smaller --model"
+        raise MachineError(f"{base_model.name} does not fit the {gpu_room_gib():.1f} GiB of GPU memory that are there: "
+                           f"see with nvidia-smi what else is on the GPU, or use {smaller}") from None
     routes = add_adapters_in_place(peft_model) if on_gpu and peft_model else None
     return LoadedModel(model.eval(), peft_model, tokenizer, ends,
                        tuple(ends | _own_end(adapter, tokenizer) for adapter in adapters), changed, routes)

@@ -29,9 +29,9 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there
-    # CUDA reads the list up to the first entry that is none.
-    named = itertools.takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
-    return min(there, len(list(named)))
+    # CUDA reads the list up to the first entry that is none, and starts on none at all where one is named twice.
+    named = itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(",")))
+    return min(there, len(set(named)))
 
 
 def ranks_to_start(gpus: int | str | None) -> int:
@@ -136,6 +136,14 @@ def torch_dtype(precision: str) -> Any:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}[precision]
+
+
+def gpu_room_gib() -> float:
+    """GPU memory that a process can have, in GiB: what is free or its own, less what PyTorch was told not to take."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return float(min(free + torch.cuda.memory_reserved(), total * torch.cuda.get_per_process_memory_fraction())) / _GIB
 
 
 def free_memory_gib(root: Path = Path("/")) -> float:

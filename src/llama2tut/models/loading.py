@@ -5,11 +5,11 @@ import gc
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2tut.errors import MachineError, ModelError, UserError, ran_out
+from llama2tut.errors import MachineError, ModelError, UserError, not_finite, ran_out
 from llama2tut.models.checkpoint_files import read_json
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -30,7 +30,8 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
         MachineError: a package that it takes is missing.
     """
     try:
-        yield
+        with _packing_watched(what) if quantized else contextlib.nullcontext():
+            yield
     except UserError:
         raise
     except BaseException as error:  # KeyError, AttributeError, ImportError …: whatever their parsers run into
@@ -45,6 +46,33 @@ def loading(what: str, *, quantized: bool = False) -> Iterator[None]:
         if quantized:
             advice = "if python -m bitsandbytes finds nothing wrong, " + advice + "; or use --quantization none"
         raise ModelError(f"{fault}: {advice}") from error
+
+
+@contextlib.contextmanager
+def _packing_watched(what: str) -> Iterator[None]:
+    """See that all weights that are packed meanwhile are numbers: on a GPU a packed NaN passes for one."""
+    import torch
+    from bitsandbytes import functional
+
+    finite: list[Any] = []
+    plain = {name: getattr(functional, name) for name in ("quantize_4bit", "int8_vectorwise_quant")}
+
+    def watched(pack: Callable[..., Any]) -> Callable[..., Any]:
+        def call(weight: Any, *args: Any, **kwargs: Any) -> Any:
+            finite.append(weight.isfinite().all())  # looked at in the end: each look waits for the GPU
+            return pack(weight, *args, **kwargs)
+
+        return call
+
+    try:
+        for name, pack in plain.items():
+            setattr(functional, name, watched(pack))
+        yield
+    finally:
+        for name, pack in plain.items():
+            setattr(functional, name, pack)
+    if finite and not torch.stack(finite).all():
+        raise not_finite(what)
 
 
 def unpack(model: Any) -> Any:
@@ -63,8 +91,7 @@ def check_finite(model: Any, what: str) -> None:
     for name, weight in model.named_parameters():
         packed = hasattr(weight, "quant_state")  # bytes of 4-bit weights, which can be stored as another type
         if weight.is_floating_point() and not packed and not weight.isfinite().all():
-            raise ModelError(f"{what}: {name} has numbers that are not finite: copy or download it again, or use "
-                             "--precision bf16 or fp32 where it is fp16 that they do not fit")
+            raise not_finite(f"{what}: {name}")
 
 
 def load_tokenizer(path: str) -> Any:

@@ -247,8 +247,9 @@ class TrainingRun:
     def _watch(self, step: int, loss: float) -> None:
         """Say while it happens that training does not go well."""
         if not math.isfinite(loss):
+            wider = "--precision bf16 or fp32, or " if self.config.precision == "fp16" else ""
             raise TrainingError(f"the loss became {loss} at step {step}; earlier checkpoints are intact: "
-                                "train again with --force and a lower --lr")
+                                f"train again with --force and {wider}a lower --lr")
         if self.first_loss is None:
             self.first_loss = loss
         elif step == max(5, self.schedule.steps // 10) and loss > 0.98 * self.first_loss:

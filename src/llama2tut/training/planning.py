@@ -18,6 +18,7 @@ from llama2tut.models.device import (
     choose_device,
     choose_precision,
     free_memory_gib,
+    gpu_room_gib,
     has_fp8,
 )
 from llama2tut.models.loading import check_loadable
@@ -210,13 +211,3 @@ def _name_bf16_layers(base_model: BaseModel, console: Console) -> None:
 
     if left := [name for name, (inputs, outputs) in base_model.linears.items() if not takes(inputs, outputs)]:
         console.note(f"multiplied in bf16, for fp8 takes inputs in 64s and outputs in 16s: {', '.join(left)}")
-
-
-def gpu_room_gib() -> float:
-    """GPU memory that a run can have, in GiB: what is free or our own, less what PyTorch was told not to take."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return float(min(free + torch.cuda.memory_reserved(), total * torch.cuda.get_per_process_memory_fraction())) / 2**30
-
-
