@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that docs/performance.md and the READMEs take from a GPU.
 #
-#     scripts/bench/measure_gpu.sh                       all parts, about three quarters of an hour on an H100
+#     scripts/bench/measure_gpu.sh                       all parts, about an hour on two H100s
 #     scripts/bench/measure_gpu.sh doctor arithmetic     some of them
 #
 # Each part leaves its output in outputs/gpu/PART.log. PYTHON names the interpreter, FOLDER keeps the random 7B weights
@@ -92,7 +92,10 @@ answers() {
     "$python" scripts/bench/bench_generate.py "${rows[@]}" --cap-gib 22.5
 }
 
-(($#)) || set -- doctor arithmetic precisions dialogues losses fp8 training hooks answers
+# All GPUs of this machine against one, and models that are divided between them.
+gpus() { "$python" scripts/bench/bench_gpus.py --folder outputs/gpu/several; }
+
+(($#)) || set -- doctor arithmetic precisions dialogues losses fp8 training hooks answers gpus
 failed=()
 for part; do
     began=$SECONDS

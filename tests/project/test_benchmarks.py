@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from llama2tut.models.base_models import resolve
+
 SCRIPTS = Path(__file__).parents[2] / "scripts/bench"
 
 
@@ -124,6 +126,16 @@ def test_losses_of_both_paths_are_one_where_there_is_one_and_4_bit_weights_have_
     assert "4bit: a step's loss is 0.0" in out
     assert "4bit: a step's loss is 0.0000" not in out
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_takes_no_place_on_the_disk_passes_for_whole(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import bench_gpus
+
+    bench_gpus.make_hollow(tmp_path, "70b")
+    bench_gpus.make_tokenizer(tmp_path)
+    assert 68e9 < resolve(str(tmp_path)).parameters < 70e9
+    assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 2**20
 
 
 def test_every_form_of_a_long_comparison_is_timed(monkeypatch, capsys):
