@@ -2,7 +2,7 @@
 """Several GPUs against one: training with whole models, answers, and models that are divided between the GPUs.
 
     python scripts/bench/bench_gpus.py --folder outputs/gpu/weights           # all parts, on all GPUs of this machine
-    python scripts/bench/bench_gpus.py --parts train,13b --folder outputs/gpu/weights
+    python scripts/bench/bench_gpus.py --parts train-fp8,13b --folder outputs/gpu/weights
 
 Random weights of Llama 2's shapes. Those that are divided are never on the disk, where 70B would take 138 GB: their
 files have a header and a hole behind it, and each process makes up the numbers where it would read them. A rate is the
@@ -34,13 +34,14 @@ DIVIDED: dict[str, tuple[str, float | None, list[str]]] = {  # shape, GiB of eac
     "70b-capped": ("70b", 22.5, ["--context-length", "1024", *QV]),
     "70b": ("70b", None, ["--context-length", "2048", "--shard", "on"]),
 }
+PARTS = ("train-bf16", "train-fp8", "compare", *DIVIDED)
 
 
 def main() -> None:
     """Make weights and run the parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where weights, rows and logs are kept")
-    parser.add_argument("--parts", default=",".join(["train-bf16", "train-fp8", "compare", *DIVIDED]))
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--cap-gib", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--rank", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -49,12 +50,16 @@ def main() -> None:
         sys.exit(run_rank(options.rank, options.cap_gib))
     import torch
 
-    cards = torch.cuda.device_count()
-    for part in options.parts.split(","):
+    cards, parts = torch.cuda.device_count(), options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts {','.join(sorted(unknown))}: give some of {', '.join(PARTS)}")
+    if cards < 2:
+        parser.error(f"this machine shows {cards} GPUs, and two at least are compared")
+    for part in parts:
         if part in DIVIDED:
             divided(part, cards, options)
             continue
-        for count in sorted({1, cards}):
+        for count in (1, cards):
             if part == "compare":
                 compare(count, options)
             else:
@@ -83,7 +88,7 @@ def compare(count: int, options: argparse.Namespace) -> None:
     task.write_text(f"prompt: '{{words}}'\ntarget: answer\nmetric: exact_match\nmax_new_tokens: 96\ndata: {data}\n")
     if not adapter.exists():
         subprocess.run([*llama2tut, "finetune", "--task", task, "--model", weights, "--max-steps", "1", "--eval-limit",
-                        "2", "--limit", "64", "--no-compile", "--output-dir", adapter], check=True)
+                        "2", "--limit", "64", "--no-compile", "--output-dir", adapter], check=True, stdout=sys.stderr)
     output = options.folder / f"compare-{count}.json"
     tell(f"compare-{count}", options.folder, [
         *llama2tut, "compare", "--adapter", adapter, "--split", "train", "--limit", "1024", "--gpus", str(count),

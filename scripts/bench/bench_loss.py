@@ -3,10 +3,10 @@
 
     python scripts/bench/bench_loss.py --task arithmetic --config arithmetic-24gb --model smollm2-135m --max-steps 200
 
-Takes the flags of `llama2tut finetune`, --fp8 and --picture FILE.png. `plain` is that run without a quantised base,
-Liger's kernels, autocast, compiling and CUDA graphs: what PEFT does by itself. `fast` has all of these but the
-quantised base, and `4bit` has that, too. The runs go side by side. Prints the mean loss of each tenth of the run and
-how far each is from the plain one.
+Takes the flags of `llama2tut finetune` but --gpus, --quantization and --precision, and --fp8 and --picture FILE.png.
+`plain` is that run without a quantised base, Liger's kernels, autocast, compiling and CUDA graphs: what PEFT does by
+itself. `fast` has all of these but the quantised base, and `4bit` has that, too. The runs go side by side. Prints the
+mean loss of each tenth of the run and how far each is from the plain one.
 """
 
 import argparse

@@ -61,7 +61,7 @@ print(f"resumed after step 100: losses are {sum(apart) / len(apart):.5f} apart o
 PYTHON
 }
 
-# Products in fp8 beside bf16: losses of 200 steps, and the exact match of three seeds.
+# Products in fp8 beside bf16: losses of 200 steps, and what three seeds learn of arithmetic and of dialogues.
 fp8() {
     local flags=(--task arithmetic --model smollm2-135m --context-length 512 --epochs 2)
     "$python" scripts/bench/bench_loss.py --fp8 "${flags[@]}" --lr 1e-3 --max-steps 200
@@ -69,6 +69,10 @@ fp8() {
         llama2tut finetune "${flags[@]}" --quantization 4bit --lr 2e-3 --schedule linear --precision "${run%-*}" \
             --seed "${run#*-}" --output-dir "outputs/gpu/$run" --force
         llama2tut compare --adapter "outputs/gpu/$run" --show 0
+        llama2tut finetune --task samsum --data dialogues --model smollm2-135m --quantization 4bit --lr 1e-3 \
+            --context-length 1024 --epochs 12 --precision "${run%-*}" --seed "${run#*-}" \
+            --output-dir "outputs/gpu/dialogues-$run" --force
+        llama2tut compare --adapter "outputs/gpu/dialogues-$run" --show 0
     done
 }
 

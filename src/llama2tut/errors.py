@@ -62,8 +62,8 @@ class Interrupted(BaseException):
 
 def not_finite(what: str) -> ModelError:
     """What there is to say of weights among which are NaN or infinity."""
-    return ModelError(f"{what} has numbers that are not finite: copy or download it again, or use --precision bf16 or "
-                      "fp32 where it is fp16 that they do not fit")
+    return ModelError(f"{what} has numbers that are not finite: copy or download it again; or, if fp16 or int8 cannot "
+                      "hold them, use --precision bf16 or fp32 and no --quantization 8bit")
 
 
 def ran_out(error: BaseException) -> bool:

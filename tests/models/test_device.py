@@ -1,8 +1,11 @@
 """Whether there is a GPU, and what a device computes in."""
 
+import os
+
 import pytest
 import torch
 
+from llama2tut.distributed import ranks
 from llama2tut.models import device
 
 
@@ -28,6 +31,19 @@ def test_gpus_are_counted_as_cuda_reads_the_list(monkeypatch, visible, count):
     assert device.gpu_count() == count
 
 
+def test_each_rank_gets_a_gpu_of_its_own_of_those_that_are_named(monkeypatch):
+    for name, value in {"CUDA_VISIBLE_DEVICES": "3, 3,1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(ranks.STARTED_BY_US, raising=False)
+    found = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 3,1")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        ranks.settle()
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert found == ["3", "1"]
+
+
 @pytest.mark.parametrize(("kind", "gpu_bf16", "cpu_bf16", "precision"), [
     ("cpu", False, False, "fp32"), ("cpu", False, True, "bf16"), ("cuda", False, True, "fp16"),
     ("cuda", True, False, "bf16")])
@@ -45,6 +61,14 @@ def test_a_cpu_has_bf16_where_it_has_a_unit_for_it(monkeypatch, unit):
     assert not device.cpu_has_bf16()
     monkeypatch.setattr(torch.cpu, unit, lambda: True)
     assert device.cpu_has_bf16()
+
+
+def test_room_is_what_is_free_or_our_own_up_to_the_cap(monkeypatch):
+    for name, value in (("mem_get_info", (2**30, 24 * 2**30)), ("memory_reserved", 20 * 2**30)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for fraction, gib in ((1.0, 21.0), (0.5, 12.0)):  # after running out of memory nearly all of it is our own
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda fraction=fraction: fraction)
+        assert device.gpu_room_gib() == gib
 
 
 MEMINFO = "MemTotal: 33554432 kB\nMemAvailable: 20971520 kB\n"  # 20 GiB can still be had

@@ -4,10 +4,11 @@ import pytest
 
 from llama2tut.config.requests import FinetuneRequest
 from llama2tut.console import Console
-from llama2tut.errors import MachineError
+from llama2tut.errors import MachineError, UsageError
 from llama2tut.models import device
 from llama2tut.models.base_models import BaseModel
 from llama2tut.training import planning
+from llama2tut.training.checkpointing import refuse_changed
 from shapes import LLAMA_2_7B, QV
 
 
@@ -24,7 +25,8 @@ def resolve(monkeypatch, capsys):
         return config, capsys.readouterr().err
 
     for module, name, value in ((device, "gpu_present", True), (device, "has_bf16", True), (device, "has_fp8", True),
-                                (planning, "has_fp8", True), (planning, "liger_available", True),
+                                (planning, "has_fp8", True), (planning, "fp8_fault", ""), (device, "fp8_fault", ""),
+                                (planning, "liger_available", True),
                                 (planning, "check_cuda", None), (planning, "check_loadable", None)):
         monkeypatch.setattr(module, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
@@ -51,17 +53,6 @@ def test_checkpointing_comes_on_where_the_run_would_not_fit_otherwise(resolve):
     assert resolve(room=16.0)[0].gradient_checkpointing
 
 
-def test_room_is_what_is_free_or_our_own_up_to_the_cap(monkeypatch):
-    import torch
-
-    room = planning.gpu_room_gib
-    for name, value in (("mem_get_info", (2**30, 24 * 2**30)), ("memory_reserved", 20 * 2**30)):
-        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    for fraction, gib in ((1.0, 21.0), (0.5, 12.0)):  # after running out of memory nearly all of it is our own
-        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda fraction=fraction: fraction)
-        assert room() == gib
-
-
 def test_memory_is_told_for_the_decoder_as_it_will_run(resolve):
     # Layers that are not compiled keep more: 4,096 tokens with every layer adapted then need more than this card has.
     flags = {"room": 20.5, "gradient_checkpointing": "off"}
@@ -80,25 +71,53 @@ def test_an_estimate_that_is_not_believed_is_said_and_the_run_goes_on(resolve):
     assert "GiB of GPU memory, 4.0 GiB are there" in said
 
 
-def test_fp8_is_taken_where_the_gpu_has_it_and_packed_weights_fit(resolve, monkeypatch):
+def test_fp8_is_taken_where_the_gpu_has_it_for_what_was_tried(resolve, monkeypatch):
     config, said = resolve()
     assert config.precision == "fp8"
     assert "a GPU, fp8, base weights 4bit" in said
-    for fields in ({"precision": "bf16"}, {"quantization": "none"}, {"quantization": "8bit"},
-                   {"room": 5.0, "ranks": 2, "context_length": 512}, {"ranks": 2, "shard": "on"}):
+    for fields in ({"precision": "bf16"}, {"quantization": "none"}, {"quantization": "8bit"}, {"compile": False},
+                   {"packing": False}, {"room": 5.0, "ranks": 2, "context_length": 512}, {"ranks": 2, "shard": "on"}):
         assert resolve(**fields)[0].precision == "bf16"
+    monkeypatch.setattr(planning, "fp8_fault", lambda: "no kernel image")
+    monkeypatch.setattr(device, "fp8_fault", lambda: "no kernel image")
+    config, said = resolve()
+    assert config.precision == "bf16"
+    assert "no kernel image" in said
+    with pytest.raises(MachineError, match=r"no kernel image.*use --precision bf16"):
+        resolve(precision="fp8")
+
+
+def test_fp8_is_left_out_where_the_gpu_has_none_and_refused_where_it_was_asked_for(resolve, monkeypatch):
     monkeypatch.setattr(device, "has_fp8", lambda: False)
     monkeypatch.setattr(planning, "has_fp8", lambda: False)
+    assert resolve()[0].precision == "bf16"
+    monkeypatch.setattr(planning, "has_fp8", lambda: True)  # this rank's GPU, and the other's has not
+    monkeypatch.setattr(planning, "all_values", lambda value: [value, False] if value is True else [value])
     assert resolve()[0].precision == "bf16"
     with pytest.raises(MachineError, match="a GPU is older: use --precision bf16"):
         resolve(precision="fp8")
 
 
-def test_a_resumed_run_computes_in_what_it_began_with(resolve, monkeypatch, tmp_path):
-    begun, _ = resolve(precision="bf16", output_dir=tmp_path)
+@pytest.mark.parametrize(("began", "later", "fault"), [
+    ({"precision": "bf16"}, {"precision": "bf16"}, None),
+    ({"compile": False}, {}, None),  # in bf16, which it goes on in
+    ({}, {"compile": False}, None),
+    ({}, {"precision": "fp8"}, None),
+    ({}, {"precision": "bf16"}, "--precision was None and is now bf16"),
+    ({}, {"quantization": "8bit"}, "--quantization was None and is now 8bit"),
+    ({}, {"ranks": 2, "shard": "on"}, "the run began with precision fp8, and here it would be bf16"),
+])
+def test_a_resumed_run_computes_in_what_it_began_with(resolve, monkeypatch, tmp_path, began, later, fault):
+    begun, _ = resolve(**began, output_dir=tmp_path)
+    begun.write()
     monkeypatch.setattr(planning, "newest_checkpoint", lambda _: (tmp_path, []))
-    monkeypatch.setattr(planning, "read_run", lambda _: begun)
-    assert resolve(output_dir=tmp_path, resume=True)[0].precision == "bf16"
+    config, _ = resolve(**began | later, output_dir=tmp_path, resume=True)
+    if fault:
+        with pytest.raises(UsageError, match=fault):
+            refuse_changed(config)
+    else:
+        refuse_changed(config)
+        assert config.precision == begun.precision
 
 
 def test_layers_whose_shape_fp8_cannot_take_are_named(resolve):

@@ -19,7 +19,7 @@ def probe(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from llama2tut.models.device import cpu_has_bf16
+    from llama2tut.models.device import cpu_has_bf16, fp8_fault
 
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu"}
     if device == "cuda":
@@ -56,26 +56,6 @@ def four_bit_fault(device: str) -> str:
     except Exception as error:  # whatever a broken build raises is the finding
         return str(error).strip().split("\n")[0] or type(error).__name__
     # nf4 rounds random weights by about a tenth of their size; a wrong kernel is off by the whole of it.
-    return "" if off < 0.25 else f"the product is off by {off:.2f} of its size"
-
-
-def fp8_fault() -> str:
-    """Multiply by a small nf4 matrix in fp8 on the GPU, and compare with the float product."""
-    try:
-        import bitsandbytes
-        import torch
-
-        from llama2tut.gpu.fp8 import Fp8Linear
-
-        torch.manual_seed(0)
-        layers: Any = bitsandbytes.nn
-        layer = layers.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
-        weight, rows = layer.weight.detach().clone(), torch.randn(64, 64)
-        found = Fp8Linear(layer.cuda())(rows.cuda()).float().cpu()
-        exact = rows @ weight.T
-        off = float((found - exact).norm() / exact.norm())
-    except Exception as error:  # whatever a broken build raises is the finding
-        return str(error).strip().split("\n")[0] or type(error).__name__
     return "" if off < 0.25 else f"the product is off by {off:.2f} of its size"
 
 

@@ -88,8 +88,8 @@ class FinetuneRequest:
     quantization: Quantization | None = flag(None, "base weights: nf4, int8 or as they are [4bit on a GPU, else none]",
                                              group="LoRA and memory")
     precision: TrainingPrecision | None = flag(
-        None, "compute type; fp8: of products with base weights, bf16 of the rest [fp8 with 4bit where the GPU has it, "
-        "else bf16 where GPU or CPU has it, else fp16 and fp32]", group="LoRA and memory")
+        None, "compute type; fp8: of products with base weights, bf16 of the rest [fp8 where the GPU has it, over 4bit "
+        "and compiled, else bf16 where GPU or CPU has it, else fp16 and fp32]", group="LoRA and memory")
     lora_r: int = flag(16, "rank", least=1, most=1024, group="LoRA and memory")
     lora_alpha: int = flag(32, "scale: the update counts alpha / r times", least=1, most=4096,
                            group="LoRA and memory")

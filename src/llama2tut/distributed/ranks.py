@@ -31,6 +31,18 @@ def rank() -> int:
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, each once; None where it does not say.
+
+    CUDA reads the list up to the first entry that is none. Where one GPU stands twice in it, it starts on no GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    named = itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(",")))
+    return list(dict.fromkeys(named))
+
+
 def settle() -> None:
     """Take the GPU that belongs to this rank, as the only one it sees, and die with the process that started it.
 
@@ -38,9 +50,8 @@ def settle() -> None:
     """
     if world() == 1:
         return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    local = int(os.environ["LOCAL_RANK"])
-    cards = visible.split(",") if visible is not None else [str(local)] * (local + 1)
+    visible, local = visible_gpus(), int(os.environ["LOCAL_RANK"])
+    cards = visible if visible is not None else [str(local)] * (local + 1)
     if local < len(cards):
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[local]
     if STARTED_BY_US in os.environ:
@@ -72,9 +83,9 @@ def all_values(value: Any) -> list[Any]:
         return [value]
     store, meeting = _store(), next(_meetings)
     store.set(f"{meeting}/{rank()}", json.dumps(value))
-    values = [json.loads(store.get(f"{meeting}/{number}")) for number in range(world())]
-    store.delete_key(f"{meeting - 1}/{rank()}")  # all are here now, and so have read it
-    return values
+    told = store.multi_get([f"{meeting}/{number}" for number in range(world())])
+    store.delete_key(f"{meeting - 1}/{rank()}")  # nobody still reads what was told at the meeting before
+    return [json.loads(one) for one in told]
 
 
 def own(items: Sequence[Item]) -> tuple[int, Sequence[Item]]:

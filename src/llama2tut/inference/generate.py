@@ -29,8 +29,8 @@ _GREEDY = Sampling()
 _LARGEST_CPU = (128, 8_192)  # rows and tokens of a batch; measured on two cores
 _LARGEST_GPU = 512  # rows; 192 prompts of two columns go 1.2 times as fast as at 256
 _TEXTS_AT_ONCE = 16  # whose logits are all in memory: 0.2 GiB for 60 tokens each and a vocabulary of 50,000
-_TOO_LONG = ("one prompt at a time runs out of GPU memory: see with nvidia-smi what else is on the GPU, or use "
-             "--quantization 4bit, a lower --max-new-tokens, or a smaller --model")
+_TOO_LONG = ("one prompt at a time runs out of GPU memory: see with nvidia-smi what else is on the GPU, or use a lower "
+             "--max-new-tokens, --quantization 4bit where it is not on yet, or a smaller --model")
 
 
 @dataclass(frozen=True)

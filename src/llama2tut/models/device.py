@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +25,8 @@ def gpu_present() -> bool:
 def gpu_count() -> int:
     """GPUs that can be expected here, told likewise; WSL shows one file for all, which counts as one."""
     there = len(glob.glob("/dev/nvidia[0-9]*")) or len(glob.glob("/dev/dxg"))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
-    # CUDA reads the list up to the first entry that is none, and starts on none at all where one is named twice.
-    named = itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(",")))
-    return min(there, len(set(named)))
+    named = ranks.visible_gpus()
+    return there if named is None else min(there, len(named))
 
 
 def ranks_to_start(gpus: int | str | None) -> int:
@@ -118,6 +113,26 @@ def has_fp8() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (8, 9)
 
 
+def fp8_fault() -> str:
+    """Why a product over a 4-bit weight in fp8 is wrong on a GPU that has fp8; "" where it is right."""
+    try:
+        import bitsandbytes
+        import torch
+
+        from llama2tut.gpu.fp8 import Fp8Linear
+
+        layers: Any = bitsandbytes.nn
+        generator = torch.Generator().manual_seed(0)
+        layer = layers.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
+        weight, rows = layer.weight.detach().clone(), torch.randn(64, 64, generator=generator)
+        found = Fp8Linear(layer.cuda())(rows.cuda()).float().cpu()
+        exact = rows @ weight.T
+        off = float((found - exact).norm() / exact.norm())
+    except Exception as error:  # whatever a broken build raises is the finding
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return "" if off < 0.25 else f"the product is off by {off:.2f} of its size"
+
+
 def check_fp8() -> None:
     """See that the GPU multiplies in fp8.
 
@@ -129,6 +144,8 @@ def check_fp8() -> None:
     if not has_fp8():
         raise MachineError("--precision fp8 needs a GPU of compute capability 8.9 or later (RTX 40 and 50, L4, H100); "
                            f"{torch.cuda.get_device_name(0)} is older: use --precision bf16")
+    if fault := fp8_fault():
+        raise MachineError(f"--precision fp8 does not work on this GPU ({fault}): use --precision bf16")
 
 
 def torch_dtype(precision: str) -> Any:

@@ -179,8 +179,9 @@ def refuse_changed(config: RunConfig) -> None:
     saved = read_run(config.output_dir)
     old, new = saved.to_dict(), config.to_dict()
     faults = changed_flags(saved, config.request)
-    faults += [_refused(f"{key} was {old[key]} and is now {new[key]}") for key in ("model_path", "device", "precision",
-               "quantization") if old[key] != new[key] and not faults]
+    faults += [f"--resume: the run began with {key.replace('_', ' ')} {old[key]}, and here it would be {new[key]}; go "
+               "on as it began and on such a machine, or start anew with --force"
+               for key in ("model_path", "device", "precision", "quantization") if old[key] != new[key] and not faults]
     names = {*old["digests"], *new["digests"]} - ({BASE_DIGEST} if BASE_DIGEST not in old["digests"] else set())
     faults += [_refused(f"{name} has changed since") for name in sorted(names)
                if old["digests"].get(name) != new["digests"].get(name)]
@@ -189,10 +190,11 @@ def refuse_changed(config: RunConfig) -> None:
 
 
 def changed_flags(saved: RunConfig, request: FinetuneRequest) -> list[str]:
-    """A fault for each flag that is not what it was and changes what is trained."""
+    """A fault for each flag that is not what it was, nor says what was chosen then, and changes what is trained."""
     old, new = (dataclasses.replace(saved, request=one).to_dict()["request"] for one in (saved.request, request))
+    chosen = {key: value for key, value in saved.to_dict().items() if old.get(key, value) is None}
     return [_refused(f"--{key.replace('_', '-')} was {old[key]} and is now {value}") for key, value in new.items()
-            if key not in _FREE and old[key] != value]
+            if key not in _FREE and value not in (old[key], chosen.get(key, old[key]))]
 
 
 def _refused(fault: str) -> str:

@@ -53,7 +53,7 @@ class StepLoss:
         """Add up all ranks' gradients on their devices, and on the CPU their losses and what was `asked` of some."""
         ranks.add_up([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
         # Losses that travelled with the gradients could only be read when the GPU has done the whole step.
-        told = ranks.all_values([sum(loss.item() for loss in self._parts), *map(int, asked)])
+        told = ranks.all_values([self._own(), *map(int, asked)])
         self._sums = [sum(numbers) for numbers in zip(*told, strict=True)]
 
     def read(self, count: int, *, wait: bool) -> list[float]:
@@ -67,8 +67,11 @@ class StepLoss:
         if wait and torch.cuda.is_available():
             torch.cuda.synchronize()
         if self._sums is None:
-            return [sum(loss.item() for loss in self._parts), *[0.0] * count]
+            return [self._own(), *[0.0] * count]
         return self._sums
+
+    def _own(self) -> float:
+        return float(sum(loss.item() for loss in self._parts))
 
 
 def token_weighted_loss(model: Any, batches: Sequence[dict[str, Any]],

@@ -12,11 +12,11 @@ from llama2tut.gpu.kernels import liger_available
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.device import (
-    Device,
     check_cuda,
     check_fp8,
     choose_device,
     choose_precision,
+    fp8_fault,
     free_memory_gib,
     gpu_room_gib,
     has_fp8,
@@ -50,10 +50,7 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
         check_cuda("train on the CPU with --gpus 0")
     check_loadable(base_model.path)  # while nothing has been written yet
     quantization = request.quantization or ("4bit" if device == "cuda" else "none")
-    begun = _resumed_run(request)
-    precisions = _precisions(request.precision or (begun.precision if begun and begun.device == device else None),
-                             device, quantization)
-    precision = precisions[0]
+    precision: TrainingPrecision = choose_precision(request.precision, device)
     liger = device == "cuda" and liger_available()
     if device == "cuda" and not liger:
         console.warn("Liger kernels are not installed: training is slower and takes more memory; run: "
@@ -67,7 +64,9 @@ def resolve_run(request: FinetuneRequest, base_model: BaseModel, rows: Rows | No
     if not _USUAL_LR[0] <= request.lr <= _USUAL_LR[1]:
         console.warn(f"--lr {request.lr:g} is far from what LoRA is usually trained with (1e-5 to 2e-3)")
     gradient_checkpointing, sharded = request.gradient_checkpointing == "on", ranks > 1 and request.shard == "on"
+    begun = _resumed_run(request)
     if device == "cuda":
+        precisions = _precisions(request, precision, quantization, cuda_graphs, begun, console)
         precision, gradient_checkpointing, sharded = _fit_gpus(
             base_model, dataclasses.replace(request, compile=cuda_graphs), precisions, quantization, ranks, console)
     if precision == "fp8":
@@ -140,23 +139,36 @@ def check_cpu_memory(config: RunConfig, base_model: BaseModel, longest: int, con
 
 
 def _resumed_run(request: FinetuneRequest) -> RunConfig | None:
-    """The run that is gone on with."""
+    """The run that is gone on with; None where a new one begins."""
     folder = request.output_dir
     return read_run(folder) if request.resume and folder and newest_checkpoint(folder)[0] else None
 
 
-def _precisions(asked: TrainingPrecision | None, device: Device, quantization: str) -> tuple[TrainingPrecision, ...]:
-    """What may be computed in, the best first: what was asked for, or what the device has.
+def _precisions(request: FinetuneRequest, usual: TrainingPrecision, quantization: str, cuda_graphs: bool,
+                begun: RunConfig | None, console: Console) -> Sequence[TrainingPrecision]:
+    """What a run on a GPU may compute in, the best first.
+
+    That is what was asked for, else what the run began with, else fp8: over 4-bit weights a captured decoder is faster
+    in it and learns as well (docs/performance.md); without capture nobody has looked.
+
+    Args:
+        request, quantization, cuda_graphs: of the run.
+        usual: what was asked for, or what the GPU computes in besides fp8.
+        begun: the run that is gone on with.
+        console: for a warning where the GPU has fp8 that is wrong.
 
     Raises:
         MachineError: fp8 was asked for, and the GPU has none.
     """
-    if asked == "fp8":
+    if request.precision == "fp8":
         check_fp8()
-    chosen: TrainingPrecision = choose_precision(asked, device)
-    # Over packed weights fp8 is faster and learns as well (docs/performance.md); over others nobody has looked.
-    best = not asked and device == "cuda" and quantization == "4bit"
-    return ("fp8", chosen) if best and all(all_values(has_fp8())) else (chosen,)
+    if request.precision or quantization != "4bit" or not all(all_values(has_fp8())):
+        return (usual,)
+    if fault := next(filter(None, all_values(fp8_fault())), ""):
+        console.warn(f"products in fp8 do not work on this GPU ({fault}); training in {usual}")
+        return (usual,)
+    best: TrainingPrecision = begun.precision if begun else "fp8" if cuda_graphs else usual
+    return ("fp8", usual) if best == "fp8" else (usual,)
 
 
 def _fit_gpus(base_model: BaseModel, request: FinetuneRequest, precisions: Sequence[TrainingPrecision],
