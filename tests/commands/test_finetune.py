@@ -530,6 +530,7 @@ def test_dry_run_is_wrapped_for_a_terminal_and_whole_for_anything_else(finetune,
     from rich.cells import cell_len
 
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("llama2tut.training.planning.free_memory_gib", lambda: 20.0)  # changes between two calls
     whole = finetune("--dry-run").out
     assert max(map(len, whole.splitlines())) > 60
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
