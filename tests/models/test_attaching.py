@@ -195,4 +195,6 @@ def test_a_base_that_is_not_finite_is_refused(tmp_path, toy_model_dir, monkeypat
     monkeypatch.setattr(functional, "quantize_4bit", lambda weight, **how: pack(weight.nan_to_num(), **how))
     with pytest.raises(ModelError, match="has numbers that are not finite"):
         loaded(folder, quantization="4bit")
+    with pytest.raises(ModelError, match="has numbers that are not finite"):
+        loaded(folder, quantization="8bit")
     loaded(toy_model_dir, quantization="4bit")

@@ -64,7 +64,7 @@ class Generator:
 
     Args:
         loaded: a model with its adapters.
-        cuda_graphs: greedy answers come from decode steps that are recorded as a CUDA graph.
+        cuda_graphs: greedy answers come from decode steps that are captured as a CUDA graph.
 
     Attributes:
         tokenizer: the base model's.
@@ -222,7 +222,7 @@ class Generator:
         return _LARGEST_GPU, max(1, int(max(0.7 * free, 0.95 * free - reading) / token))
 
     def _packs(self, sampling: Sampling) -> bool:
-        """Whether answers come from recorded steps, whose rows stand in memory one behind the other."""
+        """Whether answers come from captured steps, whose rows stand in memory one behind the other."""
         return self._cuda_graphs and not sampling.do_sample and sampling.repetition_penalty == 1
 
     def _only(self, adapter: int | None) -> AbstractContextManager[Any]:
