@@ -77,12 +77,12 @@ def train(count: int, precision: str, options: argparse.Namespace) -> None:
 
 
 def compare(count: int, options: argparse.Namespace) -> None:
-    """Both columns of 1,024 rows, 96 new tokens each; no two prompts are the same, for those are answered once."""
+    """Both columns of 6,144 rows, 96 new tokens each; no two prompts are the same, for those are answered once."""
     weights, data, adapter = (options.folder / name for name in ("7b", "words.csv", "adapter"))
     make_inputs(weights, "7b", options.steps)
     llama2tut = [sys.executable, "-m", "llama2tut"]
     chance = random.Random(0)
-    words = [" ".join(f"w{chance.randrange(3, 100)}" for _ in range(chance.randint(40, 160))) for _ in range(1500)]
+    words = [" ".join(f"w{chance.randrange(3, 100)}" for _ in range(chance.randint(40, 160))) for _ in range(7000)]
     data.write_text("\n".join(["words,answer", *(f"{some},w3" for some in words)]))
     task = options.folder / "words.yaml"
     task.write_text(f"prompt: '{{words}}'\ntarget: answer\nmetric: exact_match\nmax_new_tokens: 96\ndata: {data}\n")
@@ -91,7 +91,7 @@ def compare(count: int, options: argparse.Namespace) -> None:
                         "2", "--limit", "64", "--no-compile", "--output-dir", adapter], check=True, stdout=sys.stderr)
     output = options.folder / f"compare-{count}.json"
     tell(f"compare-{count}", options.folder, [
-        *llama2tut, "compare", "--adapter", adapter, "--split", "train", "--limit", "1024", "--gpus", str(count),
+        *llama2tut, "compare", "--adapter", adapter, "--split", "train", "--limit", "6144", "--gpus", str(count),
         "--no-cache", "--format", "json", "--output", output], output)
 
 
@@ -183,7 +183,8 @@ def tell(name: str, folder: Path, command: list[Any], result: Path) -> None:
         found = {"tokens_per_s": round(statistics.median(rates[len(rates) // 3:]), 1), "steps": len(rates),
                  "peak_gib": json.loads((result / "training.json").read_text())["peak_memory_gib"]}
     elif done.returncode == 0:
-        found = {"tokens_per_s": json.loads(result.read_text())["tokens_per_s"]}
+        rates = json.loads(result.read_text())["tokens_per_s"].values()  # of columns with as many tokens each
+        found = {"tokens_per_s": round(statistics.harmonic_mean(rates), 1)}
     print(json.dumps({"name": name, **found, "nvidia_smi_mib": used}), flush=True)
 
 

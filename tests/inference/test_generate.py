@@ -130,6 +130,19 @@ def test_rows_fill_the_memory_there_is_without_padding(mixing, monkeypatch):
     assert sizes == [2, 2, 3]  # 21 + 18, 18 + 15, then 12 + 11 + 10 tokens
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_many_prompts_share_one_output_layer(toy_model_dir, adapters, precision):
+    from math import prod
+
+    from torch.profiler import ProfilerActivity, profile
+
+    generator = loaded(toy_model_dir, adapters, precision=precision)
+    layer = generator._model.lm_head.weight.numel()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        generator.answers(PROMPTS, adapter=None, sampling=SHORT)
+    assert max(prod(shape) for event in seen.events() for shape in event.input_shapes if shape) == layer
+
+
 def test_answers_come_in_the_order_of_the_prompts(base):
     alone = [base.answers([prompt], adapter=None, sampling=SHORT).texts[0] for prompt in PROMPTS]
     done: list[int] = []
