@@ -9,7 +9,7 @@ Each contender runs in a process of its own on random weights of the named shape
 a step's time is the median over the steps after the warm-up; memory is PyTorch's peak reserved. With --cap-gib a
 contender may take no more memory than that; one that needs more runs again without the cap, and is marked. With
 --at-once several contenders that fit the GPU together load and compile at the same time, and take turns from their
-second step on, so that a rented GPU is done sooner. Prints a JSON line a contender, then one table; what a contender
+second step on, which takes less time in all. Prints a JSON line a contender, then one table; what a contender
 said is in FOLDER/CONTENDER.log.
 """
 

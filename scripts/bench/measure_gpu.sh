@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every figure that docs/performance.md and the READMEs take from a GPU.
+# The figures that docs/performance.md and the READMEs take from a GPU, but for those of trial scripts.
 #
 #     scripts/bench/measure_gpu.sh                       all parts, about an hour on two H100s
 #     scripts/bench/measure_gpu.sh doctor arithmetic     some of them
