@@ -132,6 +132,23 @@ def test_the_optimizer_is_fused_and_holds_what_is_trained_alone(upstream):
     assert trained.tolist() == pytest.approx([0.5, 1.5])
 
 
+def test_a_step_that_loss_scaling_skips_runs_no_hook(upstream):
+    weight = torch.nn.Parameter(torch.ones(2))
+    with compat.fused_adamw():
+        optimizer = upstream.optim.AdamW([weight], lr=0.5)
+    taken = []
+    optimizer.register_step_post_hook(lambda *_: taken.append(weight.tolist()))
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (float("inf"), 1.0):
+        scaler.scale(weight.sum() * factor).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert (weight.tolist() == [1, 1]) == (factor > 1)
+        assert len(taken) == (factor == 1)
+
+
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="upstream's optimizer takes one tensor after another")
 def test_upstream_makes_its_optimizer_fused(upstream, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
     asked = {}
