@@ -144,7 +144,7 @@ def fused_adamw() -> Iterator[None]:
     def adamw(parameters: Any, **options: Any) -> Any:
         optimizer = torch.optim.AdamW([weight for weight in parameters if weight.requires_grad], fused=True, **options)
         # Else fp16's scaler calls every step and leaves skipping to the kernel: hooks would count steps not taken.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
         return optimizer
 
     with _replaced("llama_cookbook.finetuning", "optim", SimpleNamespace(AdamW=adamw)):
