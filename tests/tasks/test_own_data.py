@@ -110,6 +110,25 @@ def test_another_seed_does_not_test_on_rows_that_were_trained_on(there, run_cli)
     assert [row["prompt"] for row in other] == [row["prompt"] for row in usual]
 
 
+@pytest.mark.parametrize(("change", "flags", "warned"), [
+    ("", (), ""), ("seed: 7", (), "another --seed"), ("seed: 7", ("--data", "rows/colours.csv"), "another --seed"),
+    ("holdout:\n  - 0.5", (), "another --holdout"), ("task: other.yaml", (), "in the prompts of other"),
+])
+def test_an_adapter_that_was_trained_otherwise_is_warned_of_and_its_card_left_alone(there, run_cli, tmp_path, change,
+                                                                                   flags, warned):
+    (there / "other.yaml").write_text(TASK.replace("Which colour has this fruit?", "Colour?"))
+    twin = shutil.copytree(there / "outputs" / "colours", tmp_path / "twin")
+    saved = yaml.safe_load((twin / "llama2tut.yaml").read_text())
+    saved["request"] |= yaml.safe_load(change) or {}
+    (twin / "llama2tut.yaml").write_text(yaml.safe_dump(saved))
+    card = (twin / "README.md").read_text()
+    done = run_cli("compare", "--adapter", "outputs/colours", "--adapter", twin, *flags)
+    assert done.code == 0, done.err
+    assert (f"{twin} was trained" in done.err) == ("warning" in done.err) == bool(warned)
+    assert warned in done.err
+    assert ((twin / "README.md").read_text() == card) == bool(warned)
+
+
 def test_infer_answers_the_rows_and_one_prompt_alike(there, run_cli):
     done = run_cli("infer", "--adapter", "outputs/colours", "--task", "colours.yaml", "--split", "validation")
     assert done.code == 0, done.err

@@ -15,9 +15,8 @@ from llama2tut.console import Console, Result
 from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers, output_fault, staging, sync, writing
 from llama2tut.inference.agreement import alike, answer
-from llama2tut.inference.config import saved_task
 from llama2tut.inference.generate import Generator
-from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
+from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter, saved_task
 from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json

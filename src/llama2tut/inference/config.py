@@ -1,7 +1,7 @@
 """What infer and compare share: which model answers which rows, in which precision, as which token ids."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from typing import Any
 from llama2tut.config.requests import CompareRequest, InferRequest, Precision, Quantization
 from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
+from llama2tut.inference.cautions import cautions
 from llama2tut.inference.groups import own_groups
-from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter
+from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter, saved_task
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
 from llama2tut.tasks.metrics import check_references
 from llama2tut.tasks.rows import Rows, load_rows
-from llama2tut.tasks.sources import split_of
 from llama2tut.tasks.task import Task
-from llama2tut.tasks.task_files import is_python, load_task, task_digest
+from llama2tut.tasks.task_files import is_python, load_task
 
 _BETWEEN = "\n\n"  # worked examples in a prompt
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
@@ -120,17 +120,13 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if found and found.division:
         console.note(found.division)
     trained = tuple(adapter for adapter in read if adapter)
-    if task and name:
-        notes += _changed({**(found.digests if found else {}), **task_digest(name)}, trained)
-    notes += _apart(trained, own_rows=bool(rows) and not request.data)
     notes += [note for adapter in trained for note in check_fit(adapter, base_model)]
-    other = request.split == "train" or request.data not in (None, saved.get("data"))
-    notes += [*_trained_on(found.digests if found and other else {}, request.split, trained),
-              *_held_out_otherwise(found, request.split, trained)]
-    for note in (*base_model.notes, *notes):
-        console.warn(note)
     quantization = request.quantization or (
         (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
+    notes += cautions(trained, request, task, name, found,
+                      quantization if device == "cuda" and not request.quantization else None)
+    for note in (*base_model.notes, *notes):
+        console.warn(note)
     inputs = [asked(task, text) for text in prompts or ()] if task and template else rows
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
@@ -154,44 +150,6 @@ def _draw(train: list[dict[str, str]], asked: list[dict[str, str]], count: int, 
     questions = {tuple(row.items()) for row in asked}
     rest = [row for row in train if tuple(row.items()) not in questions]
     return random.Random(seed).sample(rest, len(rest))[:count]
-
-
-def _apart(adapters: Sequence[Adapter], *, own_rows: bool) -> Iterator[str]:
-    """A warning for each further adapter that was trained otherwise than the first, whose rows and base are taken."""
-    for adapter in adapters[1:]:
-        first = adapters[0]
-        if adapter.base != first.base:
-            yield f"{adapter.path} was trained on {adapter.base} and answers on {first.base} here, as {first.path} does"
-        keys = [key for key in ("data", "seed", "holdout") if first.request and adapter.request and (
-            adapter.request.get(key) != first.request.get(key))]
-        if own_rows and keys:
-            yield (f"{adapter.path} was trained with another {' and '.join(f'--{key}' for key in keys)} than "
-                   f"{first.path}, whose rows are asked here: it may have been trained on them; compare the two apart, "
-                   "or on a test split that neither was trained on")
-
-
-def _held_out_otherwise(rows: Rows | None, split: str, adapters: Sequence[Adapter]) -> Iterator[str]:
-    """A warning where the rows were held out of train, and were not while the first adapter was trained."""
-    first = adapters[0] if adapters else None
-    if rows and split in rows.held_out and first and first.request and "holdout" not in first.request:
-        yield (f"{first.path} was trained by a version that held out other rows: some {split} rows may have been "
-               "trained on; train again, or give --data with a split of its own")
-
-
-def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[str]:
-    """A warning for each file that is not what it was when an adapter was trained with it."""
-    return [f"{file} has changed since {adapter.path} was trained; the scores may not mean what they seem to"
-            for adapter in adapters for file, digest in digests.items() if adapter.digests.get(file, digest) != digest]
-
-
-def _trained_on(digests: Mapping[str, str], split: str, adapters: Iterable[Adapter]) -> Iterator[str]:
-    """A warning for each adapter that was trained on what is asked: the train split, or the same file as another."""
-    asked = {digest: file for file, digest in digests.items() if len(digests) == 1 or split_of(file) == split}
-    for adapter in adapters:
-        files = {file for file, digest in adapter.digests.items() if split_of(file) == "train" and digest in asked}
-        if files:
-            yield (f"{adapter.path} was trained on the rows that are asked here ({', '.join(sorted(files))}); the "
-                   "scores say what it has kept, not what it has learnt: give rows that it has not seen")
 
 
 def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> list[list[int]]:
@@ -266,12 +224,6 @@ def _many_columns(task: Task, given: str) -> list[str]:
     return [] if len(task.prompt_columns) - len(task.optional_columns) == 1 else [
         f"{given} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; give the whole prompt "
         "with --raw"]
-
-
-def saved_task(adapter: Adapter) -> Task | None:
-    """The task that an adapter was trained for, where its name leads to one with a template from here."""
-    name = adapter.request.get("task")
-    return None if not name or is_python(name) else Faults().attempt(load_task, name)
 
 
 def own_template(adapter: Adapter, console: Console) -> str | None:

@@ -16,6 +16,8 @@ from llama2tut.errors import Faults, ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json, refuse_endless, tensor_shapes
 from llama2tut.models.smollm2 import ALIAS
+from llama2tut.tasks.task import Task
+from llama2tut.tasks.task_files import is_python, load_task
 
 _LORA = re.compile(r"\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight$")
 BASE_DIGEST = "base model"  # its name among the digests of a run
@@ -245,3 +247,9 @@ def _newest_first(root: Path) -> list[Path]:
     found = [file.parent for file in root.rglob("adapter_config.json")
              if "checkpoints" not in file.parts and file.is_file()]
     return sorted(found, key=finished, reverse=True)
+
+
+def saved_task(adapter: Adapter) -> Task | None:
+    """The task that an adapter was trained for, where its name leads to one with a template from here."""
+    name = adapter.request.get("task")
+    return None if not name or is_python(name) else Faults().attempt(load_task, name)
