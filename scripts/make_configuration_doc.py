@@ -56,7 +56,7 @@ llama_recipes:
 _SET = """
 ## Fields of llama-recipes (`--set`)
 
-`--set weight_decay=0.01,quantization_config.quant_type=fp4`, or the YAML section `llama_recipes:`, where dotted names
+`--set weight_decay=0.01,wandb_config.project=mine`, or the YAML section `llama_recipes:`, where dotted names
 may be nested. What is set here goes to `llama_recipes.finetuning.main` as it is.
 """
 

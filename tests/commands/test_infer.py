@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,28 @@ def test_answers_of_other_settings_are_not_gone_on_with(infer, arithmetic_dir, t
     outcome = infer(*rows, *flags)
     assert (outcome.code, (tmp_path / "answers.jsonl").read_bytes()) == (2, before)
     assert "holds answers of another model, adapter, sampling or precision" in outcome.err
+
+
+@pytest.mark.parametrize("changed", ["base", "reference", "metric"])
+def test_answers_of_what_has_changed_since_are_not_gone_on_with(run_cli, toy_model_dir, tmp_path, monkeypatch, changed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text("prompt: '{q}'\ntarget: a\nmetric: exact_match\nmax_new_tokens: 4\n")
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "test.csv").write_text("q,a\none,1\ntwo,2\n")
+    base = shutil.copytree(toy_model_dir, tmp_path / "base")
+    line = ("infer", "--model", base, "--task", "t.yaml", "--data", rows, "--output", "answers.jsonl")
+    assert run_cli(*line).code == 0
+    assert "there is nothing left to do" in run_cli(*line).err
+    if changed == "base":
+        os.utime(base / "model.safetensors", ns=(1, 1))
+    elif changed == "reference":
+        (rows / "test.csv").write_text("q,a\none,1\ntwo,3\n")
+    else:
+        (tmp_path / "t.yaml").write_text((tmp_path / "t.yaml").read_text().replace("exact_match", "f1"))
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    outcome = run_cli(*line)
+    assert (outcome.code, (tmp_path / "answers.jsonl").read_bytes()) == (2, before), outcome.err
 
 
 def test_prompts_are_not_taken_for_answers(infer, tmp_path):

@@ -16,7 +16,7 @@ from llama2tut.inference.columns import Asked, Kept, Models, answers_folder
 from llama2tut.inference.config import few_shot_ids, first_answer, prompt_ids, resolve_inference
 from llama2tut.inference.sampling import Sampling
 from llama2tut.models.adapters import read_adapter
-from llama2tut.tasks.task import ARITHMETIC
+from llama2tut.tasks.task import ARITHMETIC, CHAT
 
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13]]
 
@@ -191,6 +191,13 @@ def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
     assert first_answer(ARITHMETIC, text.replace("Calculate", " Calculate")) == "19 - 59 = -40"
     assert first_answer(ARITHMETIC, "1\n\n2\n\n Calculate the foll") == "1\n\n2"  # and cut off there
     assert first_answer(ARITHMETIC, "I think\n\nit is 4") == "I think\n\nit is 4"
+
+
+def test_a_prompt_that_begins_with_a_cell_cuts_no_answer_of_several_paragraphs():
+    ticket = replace(ARITHMETIC, prompt="{expression}\n---\nTeam:\n")
+    assert first_answer(ticket, "delivery\n\nand soon") == "delivery\n\nand soon"
+    assert first_answer(ticket, "delivery\n\nWhere is it?\n---\nTeam:\nreturns") == "delivery"
+    assert first_answer(CHAT, "First.\n\nSecond.\n\nuser: x") == "First.\n\nSecond.\n\nuser: x"
 
 
 @pytest.fixture

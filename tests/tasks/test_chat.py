@@ -1,5 +1,6 @@
 """Conversations: their shapes, the ids that a chat template makes of them, what is trained on, and what is refused."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ from llama2tut.errors import DataError, ModelError, UsageError
 from llama2tut.tasks.examples import encode_rows
 from llama2tut.tasks.rows import load_rows
 from llama2tut.tasks.task import CHAT, Chat, chat_cells
-from llama2tut.tasks.task_files import load_task
-from llama2tut.tasks.tokenize import encode_example, encode_prompt
+from llama2tut.tasks.task_files import load_task, task_digest
+from llama2tut.tasks.tokenize import chat_texts, encode_example, encode_prompt
 
 # Written for these tests, in the manner of the models that they are named after.
 LLAMA_2 = """{% set rest, opening = messages, '' %}{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}
@@ -201,6 +202,25 @@ def test_a_task_file_without_a_prompt_is_of_conversations(tmp_path):
     task = load_task(str(tmp_path / "talk.yaml"))
     assert task.chat == Chat(SMOLLM2, "last")
     assert (task.name, task.metric, task.default_data, task.max_new_tokens) == ("talk", "none", "c.jsonl", 256)
+    before = task_digest(str(tmp_path / "talk.yaml"))
+    (tmp_path / "my.jinja").write_text(LLAMA_2)
+    after = task_digest(str(tmp_path / "talk.yaml"))
+    assert [path for path in before if before[path] != after[path]] == [f"{tmp_path}/my.jinja"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_a_program_that_reads_text_is_given_what_the_model_is_asked(name, adds_bos):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(TOKENIZERS[name])
+    asked = template_ids(tokenizer, MESSAGES[:-1], add_generation_prompt=True)
+    if adds_bos:
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    [text] = chat_texts(tokenizer, CHAT, [chat_cells(MESSAGES)])
+    assert tokenizer(text).input_ids == asked
 
 
 @pytest.mark.parametrize(("text", "says"), [

@@ -38,11 +38,10 @@ def test_four_bit_means_nf4_with_the_compute_type_of_the_run():
 
 
 def test_settings_win_over_what_is_built():
-    settings = {"gradient_clipping": False, "quantization_config.quant_type": "fp4"}
+    settings = {"gradient_clipping": False}
     request = dataclasses.replace(CONFIG.request, set=settings)
     arguments = upstream_arguments(dataclasses.replace(CONFIG, request=request, quantization="4bit"))
     assert arguments["gradient_clipping"] is False
-    assert arguments["quantization_config.quant_type"] == "fp4"
 
 
 def test_upstreams_lines_go_to_a_file_without_its_progress_bar(tmp_path, capsys):

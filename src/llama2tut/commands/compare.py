@@ -42,6 +42,7 @@ from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Metric, Scores, metric_of, score
+from llama2tut.tasks.tokenize import chat_texts
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
 
@@ -171,7 +172,9 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
     served = {}
     if server and ranks.rank() == 0:
         column = Column("server", "server", f"{server.model} at {server.url}")
-        served[column] = server.answers(config.prompts, config.max_new_tokens, folder, console)
+        task = config.task
+        texts = chat_texts(tokenizer, task, config.inputs) if task and task.chat and config.inputs else config.prompts
+        served[column] = server.answers(texts, config.max_new_tokens, folder, console)
     found = _answers(config, request, models, ids, shots) | served | files
     forgetting: dict[str, list[Forgetting]] = {}
     if request.forgetting or request.fail_if_forgets is not None:

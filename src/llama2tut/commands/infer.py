@@ -19,6 +19,7 @@ from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
+from llama2tut.inference.columns import adapter_identity, base_identity
 from llama2tut.inference.config import InferenceConfig, prompt_ids, resolve_inference
 from llama2tut.inference.outside import read_prompts
 from llama2tut.models.adapters import trained_for
@@ -182,32 +183,35 @@ def _standard_input() -> str:
 
 def _settings(request: InferRequest, config: InferenceConfig) -> str:
     """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
-    weights = [hashlib.sha256((adapter.path / "adapter_model.safetensors").read_bytes()).hexdigest()
-               for adapter in config.adapters]
     sampling = [request.temperature, request.top_p, request.top_k, request.seed] if request.do_sample else None
-    parts = [config.base_model.path, weights, config.quantization, config.precision, config.max_new_tokens,
-             request.repetition_penalty, sampling]
+    template = config.task.chat.template if config.task and config.task.chat else None
+    parts = [base_identity(config.base_model), [*map(adapter_identity, config.adapters)], template, config.quantization,
+             config.precision, config.max_new_tokens, request.repetition_penalty, sampling]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _records(config: InferenceConfig, answers: Iterator[Any], first: int) -> Iterator[dict[str, Any]]:
     """One object a row, in input order however the batches were made up."""
-    from llama2tut.tasks.metrics import metric_of, score
-
     waiting: dict[int, tuple[str, bool]] = {}
     at = first
     for index, text, _, cut in answers:
         waiting[first + index] = (text, cut)
         while at in waiting:
             completion, cut_off = waiting.pop(at)
-            record: dict[str, Any] = {"prompt": config.prompts[at], "completion": completion, "cut": cut_off}
-            if config.task and config.rows:
-                record["reference"] = config.rows[at][config.task.reference]
-                if metric_of(config.task):
-                    scores = score(config.task, [record["completion"]], [record["reference"]])
-                    record |= {name: values[0] for name, values in scores.per_row.items()}
-            yield record
+            yield {"prompt": config.prompts[at], "completion": completion, "cut": cut_off,
+                   **_judged(config, at, completion)}
             at += 1
+
+
+def _judged(config: InferenceConfig, at: int, completion: str) -> dict[str, Any]:
+    """The reference and the scores of a row's answer, where there are any."""
+    from llama2tut.tasks.metrics import metric_of, score
+
+    if not config.task or not config.rows:
+        return {}
+    reference = config.rows[at][config.task.reference]
+    scores = score(config.task, [completion], [reference]).per_row if metric_of(config.task) else {}
+    return {"reference": reference, **{name: values[0] for name, values in scores.items()}}
 
 
 def _telling_empty(records: Iterator[dict[str, Any]], console: Console) -> Iterator[dict[str, Any]]:
@@ -261,7 +265,7 @@ def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
         raise DataError(f"--output {path} ends in half a line; remove that line, or give another file")
     if len(lines) - 1 > len(config.prompts):
         raise DataError(other)
-    for line, prompt in zip(lines[:-1], config.prompts, strict=False):
+    for at, (line, prompt) in enumerate(zip(lines[:-1], config.prompts, strict=False)):
         try:
             record = json.loads(line)
             if record["prompt"] != prompt or not isinstance(record["completion"], str):
@@ -269,6 +273,10 @@ def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
             if record.get("settings") != settings:
                 raise DataError(f"--output {path} holds answers of another model, adapter, sampling or precision; give "
                                 "another file, or remove it")
+            judged = _judged(config, at, record["completion"])
+            if {key: record.get(key) for key in judged} != judged:
+                raise DataError(f"--output {path} holds other references or scores than the task has now; give another "
+                                "file, or remove it")
         except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(other) from None
     return len(lines) - 1

@@ -13,7 +13,6 @@ INSTALL = f"pip install --no-deps llama-recipes=={RELEASE} llama-cookbook==0.0.5
 SETTABLE = {
     "weight_decay": "float", "gradient_clipping": "bool", "gradient_clipping_threshold": "float",
     "save_metrics": "bool", "flop_counter": "bool", "flop_counter_start": "int", "use_profiler": "bool",
-    "quantization_config.quant_type": "str", "quantization_config.use_double_quant": "bool",
     "wandb_config.project": "str", "wandb_config.entity": "Optional[str]", "wandb_config.job_type": "Optional[str]",
     "wandb_config.tags": "Optional[List[str]]", "wandb_config.group": "Optional[str]",
     "wandb_config.notes": "Optional[str]", "wandb_config.mode": "Optional[str]",
@@ -35,7 +34,8 @@ OWNED = {
      "freeze_layers", "num_freeze_layers", "freeze_LLM_only", "mixed_precision", "dist_checkpoint_root_folder",
      "dist_checkpoint_folder", "save_optimizer", "custom_dataset.dataset", "custom_dataset.train_split",
      "custom_dataset.test_split",
-     "quantization_config.compute_dtype", "quantization_config.quant_storage",
+     "quantization_config.compute_dtype", "quantization_config.quant_storage", "quantization_config.quant_type",
+     "quantization_config.use_double_quant",
      "lora_config.task_type", "lora_config.inference_mode", "lora_config.bias", "profiler_dir"), None)  # fmt: skip
 
 _OF_ITS_INFERENCE = {"peft_model": "--adapter", "prompt_file": "--prompt-file", "user_prompt": "--prompt"}
@@ -106,8 +106,6 @@ def _fault(name: str, value: Any) -> str | None:
         return f"wants {kind}, not {value!r}; give a value of that type"
     if kind in ("int", "float") and not 0 <= value <= 10**18:
         return f"wants a finite number from 0 on, not {value!r}; give one"
-    if name == "quantization_config.quant_type" and value not in ("nf4", "fp4"):
-        return f"wants nf4 or fp4, not {value!r}; give one of them"
     package = _NEEDS.get(name) if value else None
     if package and not importlib.util.find_spec(package):
         return f"needs the package {package}, which is not installed; run: pip install {package}"

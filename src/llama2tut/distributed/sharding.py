@@ -58,11 +58,11 @@ def tensor_reader(path: Path, dtype: Any, device: str) -> Callable[[str], Any]:
 
     from safetensors import safe_open
 
-    index = path / "model.safetensors.index.json"
-    files = json.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    files = {} if whole.is_file() else json.loads(index.read_bytes())["weight_map"]  # as transformers prefers it
 
     def read(name: str) -> Any:
-        with safe_open(path / files.get(name, "model.safetensors"), "pt", device=device) as file:
+        with safe_open(path / files.get(name, whole.name), "pt", device=device) as file:
             tensor = file.get_tensor(name).to(dtype)
         if not tensor.isfinite().all():  # here, where it is whole and not packed yet
             raise not_finite(f"--model {path}: {name}")

@@ -211,10 +211,12 @@ def few_shot_ids(config: InferenceConfig, ids: list[list[int]], tokenizer: Any) 
 
 def first_answer(task: Task, text: str) -> str:
     """An answer to worked examples, without the further examples that a model may go on with, if only to start one."""
-    head = task.prompt.partition("{")[0].strip()
+    head, _, rest = (part.strip() for part in task.prompt.partition("{"))
+    between = rest.partition("}")[2].partition("{")[0].strip()  # of a prompt that begins with a cell
     first, *others = text.split(_BETWEEN)
     for number, other in enumerate(map(str.strip, others), 1):
-        if other.startswith(head) or (number == len(others) and head.startswith(other)):
+        if (other.startswith(head) or (number == len(others) and head.startswith(other))) if head else (
+                between and between in other):
             return _BETWEEN.join([first, *others[:number - 1]])
     return text
 

@@ -181,9 +181,10 @@ def _logits(model: Any, prompts: Sequence[list[int]]) -> Iterator[Any]:
     """(vocabulary,) logits of the token after each prompt, of a model in evaluation mode."""
     import torch
 
+    last = torch.tensor([-1], device=model.device)  # an index, for a slice costs a copy of the output layer on a CPU
     for prompt in prompts:
         with torch.inference_mode():
-            yield model(input_ids=torch.tensor([prompt], device=model.device), logits_to_keep=1).logits[0, -1].cpu()
+            yield model(input_ids=torch.tensor([prompt], device=model.device), logits_to_keep=last).logits[0, -1].cpu()
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

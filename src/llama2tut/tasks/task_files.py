@@ -89,8 +89,13 @@ def recipe_name(task: str, device: str) -> str:
 
 
 def task_digest(name: str) -> dict[str, str]:
-    """The file of a task of one's own and its sha256; nothing for a built-in task."""
-    return {} if name in BUILT_IN else {str(task_path(name)): hashlib.sha256(read_input(task_path(name))).hexdigest()}
+    """The files of a task of one's own and their sha256, its chat template's too; nothing for a built-in task."""
+    if name in BUILT_IN:
+        return {}
+    paths = [task_path(name)]
+    if not is_python(name) and (template := read_yaml(paths[0]).values.get("chat_template")):
+        paths.append(Path(template))
+    return {str(path): hashlib.sha256(read_input(path)).hexdigest() for path in paths}
 
 
 def check_python(task: str) -> None:

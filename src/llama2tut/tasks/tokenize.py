@@ -179,6 +179,18 @@ def _prompts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list
     return [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]  # the template had one of its own
 
 
+def chat_texts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list[str]:
+    """Prompts of a chat task for a program that reads text, and puts the tokenizer's own bos before it.
+
+    Raises:
+        ModelError: there is no chat template.
+        DataError: it refuses the turns.
+    """
+    texts = [_rendered(tokenizer, task, turns(row), ask=True).replace(_NUL, "") for row in rows]
+    own_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    return [text.removeprefix(tokenizer.bos_token) if own_bos else text for text in texts]
+
+
 def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos token, so answers would never end; choose another --model")
