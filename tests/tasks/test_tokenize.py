@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama2tut.errors import DataError, ModelError
 from llama2tut.tasks.examples import encode_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
-from llama2tut.tasks.tokenize import encode_example, encode_prompt
+from llama2tut.tasks.tokenize import encode_example, encode_prompt, prompt_text_ids
 
 TALK = replace(SAMSUM, prompt="Sum:\n{dialogue}\n--\n")
 CORPUS = ["Sum:\nAnna: are you coming tonight?\nBen: yes, at eight\n--\n", "Anna and Ben meet tonight at eight."] * 20
@@ -74,6 +74,7 @@ def test_an_eos_that_the_tokenizer_adds_does_not_end_the_prompt():
     with_eos = llama_tokenizer(add_eos_token=True)
     assert with_eos("a").input_ids[-1] == 2
     assert encode_prompt(with_eos, TALK, row("a"), 64) == encode_prompt(LLAMA, TALK, row("a"), 64)
+    assert prompt_text_ids(with_eos, ["a b", "c"]) == prompt_text_ids(LLAMA, ["a b", "c"])
     assert encode_example(with_eos, TALK, row("a"), 64) == encode_example(LLAMA, TALK, row("a"), 64)
 
 

@@ -68,6 +68,8 @@ def run(request: CompareRequest, console: Console) -> Result:
     aside = Console(err=io.StringIO()) if count > 1 else console  # the first of the ranks says it all
     config = resolve_inference(request, adapters, prompts, aside,
                                template=prompts is not None and bool(request.task))
+    if prompts and not request.task:
+        aside.note("the prompts are asked as they are; --task puts them into a task's template")
     if votes:
         faults.attempt(votes.check_prompts, config.prompts)
     metric = metric_of(config.task) if config.rows else None

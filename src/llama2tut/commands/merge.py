@@ -23,7 +23,7 @@ from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present
 from llama2tut.models.loading import copy_tokenizer, load_tokenizer
 from llama2tut.tasks.task import ARITHMETIC, BUILT_IN
-from llama2tut.tasks.tokenize import plain_ids
+from llama2tut.tasks.tokenize import prompt_text_ids
 
 _PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some? Jerry: Sure!", "The capital of France is",
             "def add(a, b):\n", "今天天气很好，")
@@ -55,7 +55,8 @@ def run(request: MergeRequest, console: Console) -> Result:
             raise MachineError(f"--output-dir {request.output_dir}: the model takes {needed:.1f} GiB, and the disk has "
                                f"{room:.1f} left: free some space, or give a folder on another disk")
         loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
-        known = answer(Generator(loaded), loaded.model, plain_ids(loaded.tokenizer, _prompts(adapter)), 0, _ANSWER)
+        prompts = prompt_text_ids(loaded.tokenizer, _prompts(adapter))
+        known = answer(Generator(loaded), loaded.model, prompts, 0, _ANSWER)
         _merged(loaded).save_pretrained(new)
         # A tokenizer with an end of its own is the one that the adapter was trained with.
         tokenizer = base_model.path if loaded.adapter_ends[0] == loaded.ends else str(adapter.path)

@@ -115,7 +115,8 @@ class FinetuneRequest:
     set: Mapping[str, Any] = flag({}, "fields of llama-recipes' own config classes, key=value, comma-separated",
                                   group="Run", yaml="llama_recipes", repeat=True)
     report_to: Literal["none", "tensorboard", "wandb"] = flag(
-        "none", "tensorboard: event files in the output folder; wandb: through llama-recipes", group="Run")
+        "none", "tensorboard: event files in the output folder; wandb: through llama-recipes, "
+        "whose train/loss is each batch's share of a step's", group="Run")
     dry_run: bool = flag(False, "show what would run; loads no weights, writes nothing; runs a FILE.py for its rows",
                          group="Run")
     show: int = flag(1, "with --dry-run: N examples as the model gets them", least=1, group="Run")

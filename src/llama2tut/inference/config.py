@@ -158,12 +158,12 @@ def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> lis
     Raises:
         DataError: a prompt does not fit the model beside its answer.
     """
-    from llama2tut.tasks.tokenize import encode_prompt, plain_ids
+    from llama2tut.tasks.tokenize import encode_prompt, prompt_text_ids
 
     room = config.base_model.positions - config.max_new_tokens
     task = config.task
     if task is None or not config.inputs:
-        encoded = plain_ids(tokenizer, config.prompts)
+        encoded = prompt_text_ids(tokenizer, config.prompts)
         if long := [number for number, ids in enumerate(encoded, 1) if len(ids) > room]:
             raise DataError(f"prompt {long[0]} has {len(encoded[long[0] - 1]):,} tokens where {room:,} fit beside the "
                             "answer; shorten it, or lower --max-new-tokens")

@@ -175,7 +175,7 @@ def _prompts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list
     texts = [task.render({column: f"{_NUL}{_parted(specials, row[column])}{_NUL}" for column in task.prompt_columns})
              for row in rows]
     bos = tokenizer.bos_token_id
-    encoded = [ids[:-1] if _adds_eos(tokenizer) else ids for ids in _ids(tokenizer, texts)]
+    encoded = [_without_eos(tokenizer, ids) for ids in _ids(tokenizer, texts)]
     return [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]  # the template had one of its own
 
 
@@ -195,6 +195,11 @@ def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos token, so answers would never end; choose another --model")
     return [[*ids, tokenizer.eos_token_id] for ids in plain_ids(tokenizer, texts, add_special_tokens=False)]
+
+
+def prompt_text_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of prompts read as plain text, which an answer is to follow."""
+    return [_without_eos(tokenizer, ids) for ids in plain_ids(tokenizer, texts)]
 
 
 def plain_ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
@@ -222,6 +227,11 @@ def _written(specials: re.Pattern[str], text: str) -> str:
     between, names = specials.split(text), specials.findall(text)
     marks = [*map(_mark, names), ""]
     return "".join(plain.replace(_NUL, "") + mark for plain, mark in zip(between, marks, strict=True))
+
+
+def _without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Ids without the eos that some tokenizers put behind every text: nothing follows it."""
+    return ids[:-1] if _adds_eos(tokenizer) else ids
 
 
 @functools.lru_cache(maxsize=4)
