@@ -185,7 +185,9 @@ def _settings(request: InferRequest, config: InferenceConfig) -> str:
     """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
     sampling = [request.temperature, request.top_p, request.top_k, request.seed] if request.do_sample else None
     template = config.task.chat.template if config.task and config.task.chat else None
-    parts = [base_identity(config.base_model), [*map(adapter_identity, config.adapters)], template, config.quantization,
+    path = config.base_model.path
+    base = base_identity(config.base_model) if Path(path).is_dir() else path  # else it may not be downloaded yet
+    parts = [base, [*map(adapter_identity, config.adapters)], template, config.quantization,
              config.precision, config.max_new_tokens, request.repetition_penalty, sampling]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

@@ -46,9 +46,12 @@ def _on_other_weights(adapters: Sequence[Adapter], quantization: str | None) -> 
 
 def _in_other_prompts(adapters: Iterable[Adapter], task: Task) -> Iterator[str]:
     """For each adapter that was trained in the prompts of another task."""
+    def template(task: Task) -> tuple[str, str | None]:
+        return task.prompt, task.chat.template if task.chat else None
+
     for adapter in adapters:
         own = saved_task(adapter)
-        if own and (own.prompt, own.chat) != (task.prompt, task.chat):
+        if own and template(own) != template(task):
             yield (f"{adapter.path} was trained in the prompts of {own.name} and is asked in those of {task.name}: "
                    "compare it apart, in its own")
 
