@@ -187,17 +187,16 @@ def test_as_many_examples_as_fit_and_one_at_least(shot, toy_model_dir):
 
 def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
     text = "19 - 59 = -40\n\nCalculate the following expression:\n1+1\n---\nAnswer:\n2"
-    assert first_answer(ARITHMETIC, text) == "19 - 59 = -40"
-    assert first_answer(ARITHMETIC, text.replace("Calculate", " Calculate")) == "19 - 59 = -40"
-    assert first_answer(ARITHMETIC, "1\n\n2\n\n Calculate the foll") == "1\n\n2"  # and cut off there
-    assert first_answer(ARITHMETIC, "I think\n\nit is 4") == "I think\n\nit is 4"
+    assert first_answer(ARITHMETIC, text, []) == "19 - 59 = -40"
+    assert first_answer(ARITHMETIC, text.replace("Calculate", " Calculate"), []) == "19 - 59 = -40"
+    assert first_answer(ARITHMETIC, "1\n\n2\n\n Calculate the foll", []) == "1\n\n2"  # and cut off there
+    assert first_answer(ARITHMETIC, "I think\n\nit is 4", []) == "I think\n\nit is 4"
 
 
 def test_a_prompt_that_begins_with_a_cell_cuts_no_answer_of_several_paragraphs():
-    ticket = replace(ARITHMETIC, prompt="{expression}\n---\nTeam:\n")
-    assert first_answer(ticket, "delivery\n\nand soon") == "delivery\n\nand soon"
-    assert first_answer(ticket, "delivery\n\nWhere is it?\n---\nTeam:\nreturns") == "delivery"
-    assert first_answer(CHAT, "First.\n\nSecond.\n\nuser: x") == "First.\n\nSecond.\n\nuser: x"
+    short, long = ([{CHAT.target: answer}] for answer in ("Yes.", "Yes.\n\nAnd soon."))
+    assert first_answer(CHAT, "First.\n\nSecond.", long) == "First.\n\nSecond."
+    assert first_answer(CHAT, "First.\n\nHow are you?", short) == "First."
 
 
 @pytest.fixture

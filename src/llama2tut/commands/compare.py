@@ -96,7 +96,7 @@ def run(request: CompareRequest, console: Console) -> Result:
             shown = visible(shown)  # the table has seen to that itself: its colours are its own
     own = all(getattr(request, name) is None for name in ("model", "task", "data", "limit", "max_new_tokens",
                                                           "quantization", "precision"))
-    alike = len(adapters) == 1 or not config.warnings  # else the table is not what each would have by itself
+    alike = len(adapters) == 1 or not config.cautions  # else the table is not what each would have by itself
     if metric and own and alike and request.split == "test":
         try:
             card_scores(adapters, comparison)
@@ -241,7 +241,7 @@ def _answers(config: InferenceConfig, request: CompareRequest, models: Models, i
         answers = Answers(ranks.together(part.texts), ranks.together(part.cut),
                           sum(ranks.all_values(part.new_tokens)), max(ranks.all_values(part.seconds)))
         if config.task and column.kind == "few-shot":
-            texts = [first_answer(config.task, text) for text in answers.texts]
+            texts = [first_answer(config.task, text, config.shots) for text in answers.texts]
             whole = map(str.__eq__, texts, answers.texts)  # what was cut off behind the first answer is not missed
             answers = replace(answers, texts=texts, cut=[*map(bool.__and__, answers.cut, whole)])
         found[column] = answers

@@ -19,7 +19,7 @@ from llama2tut.distributed import ranks
 from llama2tut.distributed.launch import StartRanks
 from llama2tut.errors import DataError, Faults, MachineError, UsageError
 from llama2tut.files import adding_to, append_line, is_special, output_fault, writing
-from llama2tut.inference.columns import adapter_identity, base_identity
+from llama2tut.inference.columns import adapter_identity
 from llama2tut.inference.config import InferenceConfig, prompt_ids, resolve_inference
 from llama2tut.inference.outside import read_prompts
 from llama2tut.models.adapters import trained_for
@@ -52,7 +52,8 @@ def run(request: InferRequest, console: Console) -> Result:
         aside.warn("--temperature, --top-p and --top-k have no effect without --do-sample")
     settings = _settings(request, config) if request.output else ""
     if request.output:
-        _rows_done(request.output, config, settings)  # what is wrong with the file is said before it is touched
+        # What is wrong with the file is said before it is touched.
+        _rows_done(request.output, config, settings, judge=ranks.rank() == 0)
     if count > 1 and len(config.prompts) > 1:
         return StartRanks(count=count)
     if said := held.getvalue().rstrip("\n"):
@@ -185,9 +186,7 @@ def _settings(request: InferRequest, config: InferenceConfig) -> str:
     """A short digest of all that an answer depends on besides its prompt; a file of another one is not gone on with."""
     sampling = [request.temperature, request.top_p, request.top_k, request.seed] if request.do_sample else None
     template = config.task.chat.template if config.task and config.task.chat else None
-    path = config.base_model.path
-    base = base_identity(config.base_model) if Path(path).is_dir() else path  # else it may not be downloaded yet
-    parts = [base, [*map(adapter_identity, config.adapters)], template, config.quantization,
+    parts = [config.base_model.digest, [*map(adapter_identity, config.adapters)], template, config.quantization,
              config.precision, config.max_new_tokens, request.repetition_penalty, sampling]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -249,8 +248,8 @@ def _append(path: Path, file: int, records: Iterator[dict[str, Any]], total: int
         raise fault
 
 
-def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
-    """Rows that an earlier, interrupted run of the same prompts and settings wrote.
+def _rows_done(path: Path, config: InferenceConfig, settings: str, *, judge: bool = False) -> int:
+    """Rows that an earlier, interrupted run of the same prompts and settings wrote; `judge`: scores are looked at, too.
 
     Raises:
         DataError: the file holds something else.
@@ -275,7 +274,7 @@ def _rows_done(path: Path, config: InferenceConfig, settings: str) -> int:
             if record.get("settings") != settings:
                 raise DataError(f"--output {path} holds answers of another model, adapter, sampling or precision; give "
                                 "another file, or remove it")
-            judged = _judged(config, at, record["completion"])
+            judged = _judged(config, at, record["completion"]) if judge else {}
             if {key: record.get(key) for key in judged} != judged:
                 raise DataError(f"--output {path} holds other references or scores than the task has now; give another "
                                 "file, or remove it")

@@ -1,5 +1,6 @@
 """What scores may not mean: a warning for each way in which an adapter was trained otherwise than it is asked."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llama2tut.config.requests import CompareRequest, InferRequest
@@ -41,19 +42,25 @@ def _on_other_weights(adapters: Sequence[Adapter], quantization: str | None) -> 
         trained = adapter.request.get("quantization")
         if quantization and trained and trained != quantization:
             yield (f"{adapter.path} was trained over base weights in {trained} and answers over {quantization} here, "
-                   f"as {first.path} was trained: compare the two apart, or give --quantization")
+                   f"as {first.path} does: compare the two apart")
 
 
 def _in_other_prompts(adapters: Iterable[Adapter], task: Task) -> Iterator[str]:
     """For each adapter that was trained in the prompts of another task."""
-    def template(task: Task) -> tuple[str, str | None]:
-        return task.prompt, task.chat.template if task.chat else None
-
-    for adapter in adapters:
+    for number, adapter in enumerate(adapters):
         own = saved_task(adapter)
-        if own and template(own) != template(task):
+        if own and not _ask_alike(own, task):
+            otherwise = "ask it apart, in its own" if number else "leave --task out to ask it in its own"
             yield (f"{adapter.path} was trained in the prompts of {own.name} and is asked in those of {task.name}: "
-                   "compare it apart, in its own")
+                   f"{otherwise}")
+
+
+def _ask_alike(one: Task, other: Task) -> bool:
+    """Whether two tasks have the same text around their columns, or the same chat template, as far as they name one."""
+    if one.chat and other.chat:
+        return one.chat.template == other.chat.template or None in (one.chat.template, other.chat.template)
+    shapes = {re.sub(r"\{[^{}]*\}", "{}", task.prompt) for task in (one, other)}
+    return one.chat is other.chat and len(shapes) == 1
 
 
 def _divided_otherwise(adapters: Sequence[Adapter], rows: Rows,
@@ -67,8 +74,10 @@ def _divided_otherwise(adapters: Sequence[Adapter], rows: Rows,
         if not first or not first.request or not adapter.request:
             continue
         same_files = not set(adapter.digests.values()).isdisjoint(rows.digests.values())
-        keys = [key for key, counts in (("data", not request.data), ("seed", held_out), ("holdout", held_out))
-                if counts and (same_files or not request.data) and adapter.request.get(key) != first.request.get(key)]
+        divided = held_out and (same_files or not request.data)
+        keys = [key for key, counts in (("data", not request.data and not same_files), ("seed", divided),
+                                        ("holdout", divided))
+                if counts and adapter.request.get(key) != first.request.get(key)]
         if keys:
             yield (f"{adapter.path} was trained with another {' and '.join(f'--{key}' for key in keys)} than "
                    f"{first.path}, whose rows are asked here: it may have been trained on them; compare the two apart, "

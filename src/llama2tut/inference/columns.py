@@ -25,7 +25,6 @@ from llama2tut.inference.generate import Answers, Generator, load
 from llama2tut.inference.sampling import Sampling
 from llama2tut.inference.significance import Interval, difference
 from llama2tut.models.adapters import Adapter
-from llama2tut.models.base_models import BaseModel
 from llama2tut.models.loading import checkpoint_folder
 from llama2tut.resources import shipped
 from llama2tut.tasks.tokenize import plain_ids
@@ -94,16 +93,8 @@ class Kept:
                 self._file.unlink()
 
 
-def base_identity(base_model: BaseModel) -> list[Any]:
-    """What a base model on the disk is told from another by, without reading its weights; [] where it is not there."""
-    source = checkpoint_folder(base_model.path)
-    files = [file for file in source.iterdir() if file.suffix in (".safetensors", ".json", ".model")] if source else []
-    return [str(source.resolve()), sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns)
-                                          for file in files)] if source else []
-
-
 def adapter_identity(adapter: Adapter) -> list[str]:
-    """Likewise of an adapter: sha256 of each of its files."""
+    """What an adapter is told from another by: sha256 of each of its files."""
     files = (adapter.path / name for name in _ADAPTER_FILES)
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
@@ -149,12 +140,14 @@ class Models:
     def kept(self, adapter: int | None, *setting: Any) -> Kept:
         """What the base model (None) or an adapter said earlier, under a setting of its own besides precision."""
         config = self._config
-        base = base_identity(config.base_model)
-        if not base:
+        source = checkpoint_folder(config.base_model.path)
+        if source is None:
             return Kept(None, None)  # not downloaded yet
+        base = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in source.iterdir()
+                      if file.suffix in (".safetensors", ".json", ".model"))
         own = [] if adapter is None else adapter_identity(config.adapters[adapter])
-        return Kept(self._folder, [*base, own, config.device, config.precision, config.quantization,
-                                   package_versions(), *setting])
+        return Kept(self._folder, [str(source.resolve()), base, own, config.device, config.precision,
+                                   config.quantization, package_versions(), *setting])
 
     def answers(self, asked: Sequence["Asked"], sampling: Sampling, batch_size: int | None) -> list[Answers]:
         """Answers to each column's prompts; tokens and seconds are those that they took when they were given.

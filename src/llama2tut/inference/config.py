@@ -41,6 +41,7 @@ class InferenceConfig:
         precision, quantization: of the base weights.
         max_new_tokens: longest answer.
         warnings: what is odd about rows and adapters, so that scores may not mean what they seem to.
+        cautions: those of them that say that an adapter was trained otherwise than it is asked.
     """
 
     base_model: BaseModel
@@ -57,6 +58,7 @@ class InferenceConfig:
     max_new_tokens: int
     held_out: str = ""
     warnings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence[Path], prompts: list[str] | None,
@@ -123,8 +125,9 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     notes += [note for adapter in trained for note in check_fit(adapter, base_model)]
     quantization = request.quantization or (
         (saved.get("quantization") or "4bit") if device == "cuda" and read else "none")
-    notes += cautions(trained, request, task, name, found,
+    doubts = cautions(trained, request, task, name, found,
                       quantization if device == "cuda" and not request.quantization else None)
+    notes += doubts
     for note in (*base_model.notes, *notes):
         console.warn(note)
     inputs = [asked(task, text) for text in prompts or ()] if task and template else rows
@@ -136,7 +139,8 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                    source=source, device=device, quantization=quantization,
                    precision=choose_precision(request.precision, device),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH),
-                   held_out=_held_out(found, request.split), warnings=tuple(notes))
+                   held_out=_held_out(found, request.split), warnings=tuple(notes),
+                           cautions=tuple(doubts))
 
 
 def _held_out(rows: Rows | None, split: str) -> str:
@@ -209,14 +213,18 @@ def few_shot_ids(config: InferenceConfig, ids: list[list[int]], tokenizer: Any) 
     return [head + prompt[prompt[0] == bos:] for prompt in ids], fitting
 
 
-def first_answer(task: Task, text: str) -> str:
-    """An answer to worked examples, without the further examples that a model may go on with, if only to start one."""
-    head, _, rest = (part.strip() for part in task.prompt.partition("{"))
-    between = rest.partition("}")[2].partition("{")[0].strip()  # of a prompt that begins with a cell
+def first_answer(task: Task, text: str, shots: Sequence[dict[str, str]]) -> str:
+    """An answer to worked examples, without the further examples that a model may go on with, if only to start one.
+
+    Where prompts begin with a cell, an example is not known by its beginning: the first blank line ends an answer then,
+    unless the answers in `shots` have some.
+    """
+    head = task.prompt.partition("{")[0].strip()
+    if not head and any(_BETWEEN in row[task.target] for row in shots):
+        return text
     first, *others = text.split(_BETWEEN)
     for number, other in enumerate(map(str.strip, others), 1):
-        if (other.startswith(head) or (number == len(others) and head.startswith(other))) if head else (
-                between and between in other):
+        if other.startswith(head) or (number == len(others) and head.startswith(other)):
             return _BETWEEN.join([first, *others[:number - 1]])
     return text
 
