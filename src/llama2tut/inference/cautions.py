@@ -13,7 +13,7 @@ from llama2tut.tasks.task_files import task_digest
 
 def cautions(adapters: Sequence[Adapter], request: InferRequest | CompareRequest, task: Task | None, name: str | None,
              rows: Rows | None, quantization: str | None) -> list[str]:
-    """All of them.
+    """All such warnings.
 
     Args:
         adapters: in the order of the columns.
@@ -50,9 +50,9 @@ def _in_other_prompts(adapters: Iterable[Adapter], task: Task) -> Iterator[str]:
     for number, adapter in enumerate(adapters):
         own = saved_task(adapter)
         if own and not _ask_alike(own, task):
-            otherwise = "ask it apart, in its own" if number else "leave --task out to ask it in its own"
+            instead = "ask it apart, in its own" if number else "leave --task out to ask it in its own"
             yield (f"{adapter.path} was trained in the prompts of {own.name} and is asked in those of {task.name}: "
-                   f"{otherwise}")
+                   f"{instead}")
 
 
 def _ask_alike(one: Task, other: Task) -> bool:

@@ -140,7 +140,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
                    precision=choose_precision(request.precision, device),
                    max_new_tokens=request.max_new_tokens or (task.max_new_tokens if task else _FREE_LENGTH),
                    held_out=_held_out(found, request.split), warnings=tuple(notes),
-                           cautions=tuple(doubts))
+                   cautions=tuple(doubts))
 
 
 def _held_out(rows: Rows | None, split: str) -> str:
