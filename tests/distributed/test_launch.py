@@ -110,6 +110,13 @@ def test_two_ranks_take_the_steps_of_one(run_ranks, accumulation, flags):
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
 
 
+def test_a_dry_run_tells_which_batches_each_rank_takes(run_ranks):
+    folder, said = run_ranks("dry", 2, "--gradient-accumulation-steps", 2, "--dry-run")
+    assert "rank 0: batches 1, 3, " in said
+    assert "rank 1: batches 2, 4, " in said
+    assert not folder.exists()
+
+
 def test_a_run_of_two_ranks_goes_on_in_one_two_or_four(run_ranks, tmp_path):
     flags = ["--gradient-accumulation-steps", 2, "--epochs", 2, "--save-steps", 2, "--schedule", "constant",
              "--warmup-ratio", 0, "--force"]
