@@ -6,11 +6,11 @@
     python scripts/bench/bench_train.py --size toy --steps 4              # seconds; what the tests run
 
 Each contender runs in a process of its own on random weights of the named shape. Tokens are counted without padding;
-a step's time is the median over the steps after the warm-up; memory is PyTorch's peak reserved. With --cap-gib a
-contender may take no more memory than that; one that needs more runs again without the cap, and is marked. With
---at-once several contenders that fit the GPU together load and compile at the same time, and take turns from their
-second step on, which takes less time in all. Prints a JSON line a contender, then one table; what a contender
-said is in FOLDER/CONTENDER.log.
+rate and time are the median step's after the warm-up, "overall" is the rate of all these steps together (where batches
+are of unequal length the median says little); memory is PyTorch's peak reserved. With --cap-gib a contender may take no
+more memory than that; one that needs more runs again without the cap, and is marked. With --at-once several contenders
+that fit the GPU together load and compile at the same time, and take turns from their second step on, which takes less
+time in all. Prints a JSON line a contender, then one table; what a contender said is in FOLDER/CONTENDER.log.
 """
 
 import argparse
@@ -87,7 +87,10 @@ def contenders(size: str) -> list[str]:
              "ours-samsum-8gb", "ours-tutorial", "trl", "trl-checkpointing", "unsloth", "unsloth-checkpointing"]
     if on_gpu and torch.cuda.get_device_capability() >= (8, 9):
         names += ["ours-qv-4096-off-fp8", "ours-samsum-24gb-fp8", "ours-samsum-8gb-fp8"]
-    names = names if on_gpu else ["stock-cpu", "ours-cpu", "trl-cpu"]
+    if not on_gpu:
+        from llama2tut.models.device import cpu_has_bf16
+
+        names = ["stock-cpu", "ours-cpu", "trl-cpu", *(["trl-cpu-bf16"] if cpu_has_bf16() else [])]
     return [name for name in names
             if name.startswith(("stock", "ours")) or importlib.util.find_spec(name.split("-")[0])]
 
@@ -197,11 +200,13 @@ def run_one(options: argparse.Namespace) -> dict[str, object]:
             torch.cuda.set_per_process_memory_fraction(options.cap_gib * 2**30 / total)
         run = {"stock": run_stock, "ours": run_ours, "trl": run_trl, "unsloth": run_unsloth}[kind]
         times, tokens = run(options)
-    # Batches differ in length, so the rate is the median of each step's own tokens over its own time.
-    rates = [count / seconds for seconds, count in list(zip(times, tokens, strict=True))[options.warmup:]]
+    times, tokens = times[options.warmup:], tokens[options.warmup:]
+    # The median step's rate bears a hiccup; that of all steps is what a run gets where batches differ in length.
+    rates = [count / seconds for seconds, count in zip(times, tokens, strict=True)]
     peak = max(options.peak, torch.cuda.max_memory_reserved() / 2**30) if torch.cuda.is_available() else None
     return {"name": options.one, "tokens_per_s": round(statistics.median(rates), 1),
-            "step_ms": round(1000 * statistics.median(times[options.warmup:]), 1),
+            "overall_tokens_per_s": round(sum(tokens) / sum(times), 1),
+            "step_ms": round(1000 * statistics.median(times), 1),
             "peak_gib": round(peak, 2) if peak else None, "steps": len(rates), "torch": torch.__version__}
 
 
@@ -298,7 +303,7 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    cpu = options.one == "trl-cpu"
+    cpu = options.one.startswith("trl-cpu")
     rows = runpy.run_path(str(options.folder / "rows.py"))["get_custom_dataset"](None, None, "train")
     data = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
     quantized = None if cpu else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -315,8 +320,9 @@ def run_trl(options: argparse.Namespace) -> tuple[list[float], list[int]]:
                                task_type="CAUSAL_LM"),
         args=SFTConfig(output_dir=tempfile.mkdtemp(), max_steps=options.steps + 1, report_to=[], use_cpu=cpu,
                        per_device_train_batch_size=16 if cpu else 1, packing=not cpu, max_length=4096,
-                       bf16=not cpu, gradient_checkpointing="checkpointing" in options.one, logging_steps=1,
-                       use_liger_kernel=not cpu, save_strategy="no", dataset_kwargs={"skip_prepare_dataset": cpu}))
+                       bf16=options.one != "trl-cpu", gradient_checkpointing="checkpointing" in options.one,
+                       logging_steps=1, use_liger_kernel=not cpu, save_strategy="no",
+                       dataset_kwargs={"skip_prepare_dataset": cpu}))
     trainer.train()
     return differences(ends), tokens[1:len(ends)]
 
@@ -358,14 +364,14 @@ def run_unsloth(options: argparse.Namespace) -> tuple[list[float], list[int]]:
 def table(results: list[dict[str, object]]) -> str:
     """One row a contender, and how many times the first one's speed it reached."""
     first = next((result["tokens_per_s"] for result in results if "tokens_per_s" in result), 1)
-    lines = [f"{'contender':<24}{'tokens/s':>10}{'ms/step':>10}{'peak GiB':>10}{'times the first':>17}"]
+    lines = [f"{'contender':<24}{'tokens/s':>10}{'overall':>10}{'ms/step':>10}{'peak GiB':>10}{'times the first':>17}"]
     for result in results:
         if "error" in result:
             lines.append(f"{result['name']:<24}  {result['error']}")
             continue
         ratio = float(result["tokens_per_s"]) / float(first)  # type: ignore[arg-type]
-        lines.append(f"{result['name']:<24}{result['tokens_per_s']:>10,}{result['step_ms']:>10,}"
-                     f"{result['peak_gib'] or '-':>10}{ratio:>17.2f}")
+        lines.append(f"{result['name']:<24}{result['tokens_per_s']:>10,}{result['overall_tokens_per_s']:>10,}"
+                     f"{result['step_ms']:>10,}{result['peak_gib'] or '-':>10}{ratio:>17.2f}")
     return "\n".join(lines)
 
 
