@@ -16,13 +16,13 @@ TUTORIAL = {**QV, "context_length": 4096, "lora_dropout": 0.05, "compile": False
 
 # Peak reserved memory of whole runs through llama-recipes on one H100 (docs/performance.md).
 MEASURED = [
-    (QV, 4096, False, 17.85), ({}, 4096, False, 19.90), (QV, 2048, False, 10.93), ({}, 2048, False, 12.21),
-    (QV, 4096, True, 7.47), ({}, 4096, True, 8.69), (QV, 2048, True, 5.77),
+    (QV, 4096, False, 17.99), ({}, 4096, False, 18.65), (QV, 2048, False, 10.93), ({}, 2048, False, 12.21),
+    (QV, 4096, True, 7.47), ({}, 4096, True, 8.69), (QV, 2048, True, 5.72),
 ]
 
 
 @pytest.mark.parametrize(("lora", "length", "gradient_checkpointing", "peak"), [
-    (QV, 4096, False, 17.32), ({}, 4096, False, 19.12), (QV, 2048, True, 5.62),
+    (QV, 4096, False, 17.49), ({}, 4096, False, 19.35), (QV, 2048, True, 5.79),
 ])
 def test_within_a_tenth_of_the_measured_peak_in_fp8(lora, length, gradient_checkpointing, peak):
     request = dataclasses.replace(REQUEST, context_length=length, **lora)
