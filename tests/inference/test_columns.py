@@ -10,13 +10,11 @@ import pytest
 
 from llama2tut.config.requests import CompareRequest
 from llama2tut.console import Console
-from llama2tut.errors import DataError
 from llama2tut.inference import columns
 from llama2tut.inference.columns import Asked, Kept, Models, answers_folder
-from llama2tut.inference.config import few_shot_ids, first_answer, prompt_ids, resolve_inference
+from llama2tut.inference.config import resolve_inference
 from llama2tut.inference.sampling import Sampling
 from llama2tut.models.adapters import read_adapter
-from llama2tut.tasks.task import ARITHMETIC, CHAT
 
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13]]
 
@@ -140,63 +138,6 @@ def test_what_nobody_reads_for_a_month_goes_and_others_cannot_read_it(tmp_path, 
         os.utime(folder / f"{name}.jsonl", (time.time() - days * 86400,) * 2)
     answers_folder()
     assert [file.name for file in folder.iterdir()] == ["new.jsonl"]
-
-
-@pytest.fixture
-def shot(toy_model_dir, arithmetic_dir):
-    def make(**options):
-        request = CompareRequest(model=str(toy_model_dir), task="arithmetic", data=str(arithmetic_dir), **options)
-        return resolve_inference(request, (), None, Console())
-
-    return make
-
-
-def test_worked_examples_stand_before_every_prompt_as_they_were_trained_on(shot, toy_model_dir):
-    from llama2tut.models.loading import load_tokenizer
-
-    config, tokenizer = shot(shots=2, limit=3), load_tokenizer(str(toy_model_dir))
-    ids = prompt_ids(config, tokenizer, Console())
-    prompts, fitting = few_shot_ids(config, ids, tokenizer)
-    head = "".join(config.task.render(row) + row["output"] + "\n\n" for row in config.shots)
-    assert fitting == 2
-    assert [tokenizer.decode(prompt) for prompt in prompts] == ["<s>" + head + text for text in config.prompts]
-
-
-def test_examples_are_drawn_by_the_seed_and_never_what_is_asked(shot):
-    drawn = shot(shots=5).shots
-    assert shot(shots=5).shots == drawn
-    assert shot(shots=3).shots == drawn[:3]
-    assert shot(shots=5, seed=1).shots != drawn
-    config = shot(shots=200, split="train", limit=100)
-    assert len(config.shots) == 20
-    assert not any(row in config.rows for row in config.shots)
-
-
-def test_as_many_examples_as_fit_and_one_at_least(shot, toy_model_dir):
-    from llama2tut.models.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(str(toy_model_dir))
-    config = shot(shots=50, limit=3)
-    ids = prompt_ids(config, tokenizer, Console())
-    prompts, fitting = few_shot_ids(config, ids, tokenizer)
-    assert 1 < fitting < 50
-    assert max(map(len, prompts)) + config.max_new_tokens <= config.base_model.positions
-    with pytest.raises(DataError, match="--shots"):
-        few_shot_ids(replace(config, max_new_tokens=config.base_model.positions - 100), ids, tokenizer)
-
-
-def test_an_answer_ends_where_the_model_goes_on_with_examples_of_its_own():
-    text = "19 - 59 = -40\n\nCalculate the following expression:\n1+1\n---\nAnswer:\n2"
-    assert first_answer(ARITHMETIC, text, []) == "19 - 59 = -40"
-    assert first_answer(ARITHMETIC, text.replace("Calculate", " Calculate"), []) == "19 - 59 = -40"
-    assert first_answer(ARITHMETIC, "1\n\n2\n\n Calculate the foll", []) == "1\n\n2"  # and cut off there
-    assert first_answer(ARITHMETIC, "I think\n\nit is 4", []) == "I think\n\nit is 4"
-
-
-def test_a_prompt_that_begins_with_a_cell_cuts_no_answer_of_several_paragraphs():
-    short, long = ([{CHAT.target: answer}] for answer in ("Yes.", "Yes.\n\nAnd soon."))
-    assert first_answer(CHAT, "First.\n\nSecond.", long) == "First.\n\nSecond."
-    assert first_answer(CHAT, "First.\n\nHow are you?", short) == "First."
 
 
 @pytest.fixture

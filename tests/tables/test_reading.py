@@ -7,6 +7,7 @@ import subprocess
 import sys
 from decimal import Decimal
 
+import numpy
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -60,7 +61,21 @@ def test_csv_with_bom_crlf_quotes_emoji_and_blank_lines():
     data = '\ufeffa,b\r\n"x, ""y""\r\nz",😀\r\n\r\n-1,\u2028\r\n'.encode()
     columns, rows = table_of("t.csv", data)
     assert columns == ("a", "b")
-    assert rows == [(1, {"a": 'x, "y"\r\nz', "b": "😀"}), (2, {"a": "-1", "b": "\u2028"})]
+    assert rows == [(1, {"a": 'x, "y"\r\nz', "b": "😀"}), (3, {"a": "-1", "b": "\u2028"})]
+
+
+def test_a_tsv_that_quotes_nothing_is_refused_where_a_quote_would_swallow_rows():
+    with pytest.raises(DataError, match=r"t\.tsv: row 2, from line 3: .*quotes"):
+        table_of("t.tsv", b'text\tlabel\nHi.\tpos\n"I am here.\tneg\nplain\tpos\nAnd you?"\tpos\nlast\tneg\n')
+    assert table_of("t.tsv", b'text\tlabel\n"I am here.\nAnd\tyou?"\tpos\n')[1] == [
+        (1, {"text": "I am here.\nAnd\tyou?", "label": "pos"})]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_narrow_floats_of_parquet_are_the_numbers_that_were_written(kind):
+    column = pa.array(numpy.array([3.8, 0.1, 7.0], kind))
+    rows = table_of("t.parquet", parquet_bytes({"a": column}))[1]
+    assert [cell_text(row["a"])[0] for _, row in rows] == ["3.8", "0.1", "7"]
 
 
 def test_a_cell_of_ten_megabytes_passes_and_the_csv_limit_of_others_stays():

@@ -104,13 +104,23 @@ def test_a_sheet_as_openpyxl_writes_it(tmp_path):
         sheet.append([f"{number}: Hi", team])
         sheet.append([])  # a row without anything is none
     book.save(tmp_path / "rows.xlsx")
-    with pytest.raises(DataError, match=r"column 'team': empty in 12 rows \(3, 8, 13, …\)"):  # nothing was calculated
+    with pytest.raises(DataError, match=r"column 'team': empty in 12 rows \(5, 15, 25, …\)"):  # nothing was calculated
         read(tmp_path / "rows.xlsx")
     for row in sheet.iter_rows(min_row=2, min_col=2, max_col=2):
         row[0].value = "2" if row[0].value == "=1+1" else row[0].value
     book.save(tmp_path / "rows.xlsx")
     teams = [row["team"] for row in read(tmp_path / "rows.xlsx")[0]]
     assert teams == ["40", "1.5", "2", "2026-01-02", "billing"] * 12
+
+
+def test_a_sheet_is_read_to_its_end_whatever_size_it_states_and_shows_what_excel_shows(tmp_path):
+    book = openpyxl.Workbook()
+    book.active.append(["customer message", "team"])
+    for number in range(60):
+        book.active.append([f"{number}: Hi", 1.1 * 3])  # 3.3000000000000003
+    book.active.calculate_dimension = lambda: "A1:B6"
+    book.save(tmp_path / "rows.xlsx")
+    assert [row["team"] for row in read(tmp_path / "rows.xlsx")[0]] == ["3.3"] * 60
 
 
 def test_an_excel_sheet(tmp_path):

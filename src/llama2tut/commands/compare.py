@@ -24,17 +24,12 @@ from llama2tut.inference.columns import (
     answers_folder,
     measure_forgetting,
 )
-from llama2tut.inference.config import (
-    InferenceConfig,
-    few_shot_ids,
-    first_answer,
-    prompt_ids,
-    resolve_inference,
-)
+from llama2tut.inference.config import InferenceConfig, prompt_ids, resolve_inference
 from llama2tut.inference.generate import Answers
 from llama2tut.inference.groups import label_rows
 from llama2tut.inference.outside import Server, find_server, read_answers, read_prompts
 from llama2tut.inference.sampling import Sampling
+from llama2tut.inference.shots import few_shot_ids, first_answer
 from llama2tut.models.adapters import newest_adapter
 from llama2tut.models.device import ranks_to_start
 from llama2tut.models.loading import load_tokenizer

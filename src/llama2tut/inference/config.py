@@ -1,6 +1,5 @@
 """What infer and compare share: which model answers which rows, in which precision, as which token ids."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from llama2tut.console import Console
 from llama2tut.errors import DataError, Faults
 from llama2tut.inference.cautions import cautions
 from llama2tut.inference.groups import own_groups
+from llama2tut.inference.shots import draw_shots
 from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter, saved_task
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import Device, check_precision, choose_device, choose_precision
@@ -19,7 +19,6 @@ from llama2tut.tasks.rows import Rows, load_rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task
 
-_BETWEEN = "\n\n"  # worked examples in a prompt
 _FREE_LENGTH = 256  # tokens of an answer to a prompt that belongs to no task
 
 
@@ -113,6 +112,9 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
             faults.append(f"{found.source} has no {request.split} rows; give another --split or --data")
     elif shots:
         faults.append("--shots takes its examples from a task's training rows; give a --task, and no --prompt-file")
+    drawn = draw_shots(found.train, rows, shots, request.seed) if found and shots else []
+    if found and shots and rows and not drawn:
+        faults.append(f"--shots {shots}: every row of train is asked itself; give --limit, or another --split")
     base_model = resolve_last(base, faults, console.note)
     faults.refuse()
     assert base_model is not None
@@ -134,7 +136,7 @@ def resolve_inference(request: InferRequest | CompareRequest, adapters: Sequence
     if task and inputs:
         prompts = [task.render(row) for row in inputs]
     return InferenceConfig(base_model=base_model, adapters=trained, task=task, rows=rows, inputs=inputs,
-                   shots=_draw(found.train, rows, shots, request.seed) if found and shots else [],
+                   shots=drawn,
                    prompts=prompts or [],
                    source=source, device=device, quantization=quantization,
                    precision=choose_precision(request.precision, device),
@@ -147,13 +149,6 @@ def _held_out(rows: Rows | None, split: str) -> str:
     if not rows or split not in rows.held_out:
         return ""
     return f"{rows.sizes[split]:,} of {sum(rows.sizes[part] for part in ('train', *rows.held_out)):,} rows"
-
-
-def _draw(train: list[dict[str, str]], asked: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:
-    """Rows of train that are not asked about, by chance; the same seed draws the same, and more of them begin alike."""
-    questions = {tuple(row.items()) for row in asked}
-    rest = [row for row in train if tuple(row.items()) not in questions]
-    return random.Random(seed).sample(rest, len(rest))[:count]
 
 
 def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> list[list[int]]:
@@ -183,50 +178,6 @@ def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> lis
     if shortened:
         console.note(f"{shortened:,} of {len(encoded):,} prompts were shortened at their front to fit {room:,} tokens")
     return encoded
-
-
-def few_shot_ids(config: InferenceConfig, ids: list[list[int]], tokenizer: Any) -> tuple[list[list[int]], int]:
-    """Every prompt behind the same worked examples, and how many of these fit beside the longest prompt.
-
-    Raises:
-        DataError: not one fits.
-    """
-    from llama2tut.tasks.tokenize import encode_prompt, plain_ids
-
-    assert config.task is not None
-    room = config.base_model.positions - config.max_new_tokens - max(map(len, ids))
-    bos = tokenizer.bos_token_id
-    head: list[int] = []
-    fitting = 0
-    for row in config.shots:
-        prompt, _ = encode_prompt(tokenizer, config.task, row, config.base_model.positions)
-        answer = plain_ids(tokenizer, [row[config.task.target], _BETWEEN], add_special_tokens=False)
-        example = [*prompt[head != [] and prompt[0] == bos:], *answer[0], *answer[1]]
-        if len(head) + len(example) > room:
-            break
-        head += example
-        fitting += 1
-    if not fitting:
-        raise DataError(f"--shots {len(config.shots)}: not one example fits beside the longest prompt "
-                        f"({max(map(len, ids)):,} of {config.base_model.positions:,} tokens); leave it out, or ask "
-                        "shorter rows")
-    return [head + prompt[prompt[0] == bos:] for prompt in ids], fitting
-
-
-def first_answer(task: Task, text: str, shots: Sequence[dict[str, str]]) -> str:
-    """An answer to worked examples, without the further examples that a model may go on with, if only to start one.
-
-    Where prompts begin with a cell, an example is not known by its beginning: the first blank line ends an answer then,
-    unless the answers in `shots` have some.
-    """
-    head = task.prompt.partition("{")[0].strip()
-    if not head and any(_BETWEEN in row[task.target] for row in shots):
-        return text
-    first, *others = text.split(_BETWEEN)
-    for number, other in enumerate(map(str.strip, others), 1):
-        if other.startswith(head) or (number == len(others) and head.startswith(other)):
-            return _BETWEEN.join([first, *others[:number - 1]])
-    return text
 
 
 def _many_columns(task: Task, given: str) -> list[str]:

@@ -29,17 +29,22 @@ def _delimited(label: str, file: BinaryIO, reading: Reading, mark: str | None) -
     text.seek(0)
     parted = "" if mark == "," else f"cells parted by {'tabs' if mark == chr(9) else mark}"
     records = _records(label, text, mark)
-    return grid(label, next(records, []), records, (encoding, parted))
+    return grid(label, next(filter(None, records), []), records, (encoding, parted))
 
 
 def _records(label: str, text: io.TextIOWrapper, mark: str) -> Iterator[list[str]]:
-    reader = csv.reader(text, delimiter=mark, strict=True)
+    """The records, [] for a blank line."""
+    lines: list[str] = []  # of one record
+    reader = csv.reader((lines.append(part) or part for part in text), delimiter=mark, strict=True)
     number, line, limit = 0, 1, csv.field_size_limit(_LARGEST_CELL)
     try:
         for record in reader:
-            if record:  # a blank line is no row
-                yield record
-                number += 1
+            if mark == "\t" and len(lines) > 1 and {part.count(mark) for part in lines} == {len(record) - 1}:
+                # Many tsv files quote nothing: a cell that begins with a quote would swallow the rows below it.
+                raise csv.Error("a cell begins with a quote that ends in a later row")
+            lines.clear()
+            yield record
+            number += bool(record or number)  # the header is the first that is not blank
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{label}: row {number}, from line {line}: {error}; mend its quotes") from None

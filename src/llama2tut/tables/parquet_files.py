@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from llama2tut.errors import DataError, reason
-from llama2tut.tables.table import ARCHIVE_LIMIT, NumberedRow, Reading, Table, with_class_names
+from llama2tut.tables.table import ARCHIVE_LIMIT, NumberedRow, Reading, Table, with_class_names, with_short_floats
 
+_NARROW = {"float": "float32", "halffloat": "float16"}  # Arrow's names
 _ROW_BYTES = 64  # of Python for an empty row, about
 
 
@@ -45,7 +46,8 @@ def read_parquet(label: str, file: BinaryIO, reading: Reading) -> Table:
     if stored > most:
         raise too_large
     table = Table(label, dict.fromkeys(schema.names), rows())
-    return with_class_names(table, _class_names(schema.metadata or {}))
+    narrow = {field.name: _NARROW[str(field.type)] for field in schema if str(field.type) in _NARROW}
+    return with_short_floats(with_class_names(table, _class_names(schema.metadata or {})), narrow)
 
 
 def _unreadable(label: str, error: Exception) -> DataError:

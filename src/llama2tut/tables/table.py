@@ -90,10 +90,31 @@ def with_class_names(table: Table, names: Mapping[str, Sequence[str]]) -> Table:
     return replace(table, rows=rows())
 
 
+def with_short_floats(table: Table, types: Mapping[str, str]) -> Table:
+    """The table with the floats that were stored in 32 or 16 bits as they were written: 3.8, not 3.799999952316284.
+
+    Args:
+        table: whose floats are Python's, of 64 bits.
+        types: column -> its type, `float32` or `float16`.
+    """
+
+    def rows() -> Iterator[NumberedRow]:
+        import numpy
+
+        for number, row in table.rows:
+            for column in types.keys() & row.keys():
+                if isinstance(cell := row[column], float):
+                    row[column] = float(str(numpy.dtype(types[column]).type(cell)))
+            yield number, row
+
+    return replace(table, rows=rows())
+
+
 def grid(label: str, header: list[str], records: Iterator[list[Any]], how: tuple[str, ...]) -> Table:
     """The table of the records under a header.
 
-    Columns without a name at its right end, as spreadsheets leave them, are none.
+    Columns without a name at its right end, as spreadsheets leave them, are none. An empty record is a blank line: no
+    row, but it counts where rows are numbered, as people count them.
 
     Raises:
         DataError: two columns of one name; while rows are drawn, records of another width.
@@ -106,6 +127,8 @@ def grid(label: str, header: list[str], records: Iterator[list[Any]], how: tuple
     def rows() -> Iterator[NumberedRow]:
         ragged: dict[int, int] = {}  # number -> cells
         for number, record in enumerate(records, 1):
+            if not record:
+                continue
             spare = len(record) - width
             if spare == 0 or (spare > 0 and (spare == len(header) - width == 1
                                              or not any(str(cell).strip() for cell in record[width:]))):

@@ -33,21 +33,32 @@ def read_workbook(label: str, file: BinaryIO, reading: Reading) -> Table:
                         "these as `sheet` in the TASK.yaml")
     name = reading.sheet or names[0]
     records = _records(label, book[name])
-    header = next(records, None)
+    header = next(filter(None, records), None)
     if header is None:
         raise DataError(f"{label}: sheet {name!r} is empty; fill it, or name another as `sheet` in a TASK.yaml")
     return grid(label, [str(cell) for cell in header], records, (f"sheet {name}",))
 
 
 def _records(label: str, sheet: Any) -> Iterator[list[Any]]:
-    """The rows of a sheet that hold something."""
+    """The rows of a sheet, each as wide as the first that holds something; [] for one that holds nothing."""
+    width = 0
     try:
+        sheet.reset_dimensions()  # the size that a workbook states may be an old one, and rows beyond it would be lost
         for row in sheet.iter_rows(values_only=True):
-            if any(cell is not None for cell in row):
-                yield ["" if cell is None else cell if not isinstance(cell, date | time)
-                       else str(cell).removesuffix(" 00:00:00") for cell in row]  # a date is kept as its midnight
+            if all(cell is None for cell in row):
+                yield []
+                continue
+            width = width or len(row)
+            yield [*map(_cell, row), *[""] * (width - len(row))]
     except Exception as error:
         raise _unreadable(label, error) from error
+
+
+def _cell(value: Any) -> Any:
+    """A cell as a spreadsheet shows it: numbers have fifteen digits, and a date is kept as its midnight."""
+    if isinstance(value, float):
+        return float(f"{value:.15g}")
+    return "" if value is None else str(value).removesuffix(" 00:00:00") if isinstance(value, date | time) else value
 
 
 def _unreadable(label: str, error: Exception) -> DataError:

@@ -15,11 +15,12 @@ from llama2tut.files import open_input, read_input
 from llama2tut.resources import shipped
 from llama2tut.tables.archives import unpack, unzipped
 from llama2tut.tables.reading import READERS, kind, read_table
-from llama2tut.tables.table import Reading, Table, with_class_names
+from llama2tut.tables.table import Reading, Table, with_class_names, with_short_floats
 from llama2tut.tasks.task import ARITHMETIC, Task
 
 SPLITS = ("train", "validation", "test")
-_WORDS = {**{split: split for split in SPLITS}, "val": "validation", "dev": "validation"}
+_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test",
+          **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation")}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCRIPTED = {"samsung/samsum": "knkarthick/samsum"}
 _FLAG = "--data"
@@ -128,7 +129,10 @@ def _parts(source: str, label: str, parts: dict[str, Any], digests: dict[str, st
         part = parts[name]
         names = {column: feature.names for column, feature in part.features.items() if hasattr(feature, "names")}
         columns = dict.fromkeys(part.column_names)
-        return with_class_names(Table(f"{label} {name}", columns, enumerate(part.to_list(), 1)), names)
+        narrow = {column: feature.dtype for column, feature in part.features.items()
+                  if getattr(feature, "dtype", None) in ("float32", "float16")}
+        plain = Table(f"{label} {name}", columns, enumerate(part.to_list(), 1))
+        return with_short_floats(with_class_names(plain, names), narrow)
 
     rows = {split: [row for name in groups.get(split, ()) for row in take(table(name))] for split in SPLITS}
     columns = {column for names in groups.values() for name in names for column in parts[name].column_names}
@@ -217,7 +221,9 @@ def _files(source: str, files: dict[str, Path], reading: Reading, take: Take[Tak
         raise DataError(*faults)
     rows = {split: [row for name in groups.get(split, ()) for row in read[name][0]] for split in SPLITS}
     how = dict.fromkeys(said for _, table in read.values() for said in table.how if said)
-    said = [*([f"{count} {kinds} files"] if count > 1 else []), *how]
+    left = sorted(PurePosixPath(name).name for name in files.keys() - digests.keys())
+    said = [*([f"{count} {kinds} files"] if count > 1 else []), *how,
+            *([f"not read: {', '.join(left[:3])}{', …' if len(left) > 3 else ''}"] if left else [])]
     columns = sorted({column for _, table in read.values() for column in table.columns})
     return Found(f"{source} ({', '.join(said)})" if said else source, rows, columns, digests)
 

@@ -187,8 +187,7 @@ def chat_texts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> li
         DataError: it refuses the turns.
     """
     texts = [_rendered(tokenizer, task, turns(row), ask=True).replace(_NUL, "") for row in rows]
-    own_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-    return [text.removeprefix(tokenizer.bos_token) if own_bos else text for text in texts]
+    return [text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text for text in texts]
 
 
 def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -232,6 +231,12 @@ def _written(specials: re.Pattern[str], text: str) -> str:
 def _without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
     """Ids without the eos that some tokenizers put behind every text: nothing follows it."""
     return ids[:-1] if _adds_eos(tokenizer) else ids
+
+
+@functools.lru_cache(maxsize=4)
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts bos before every text."""
+    return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 
 @functools.lru_cache(maxsize=4)
