@@ -130,6 +130,72 @@ def test_weights_that_would_be_made_up_at_random_are_refused(model_dir):
         resolve, str(model_dir))
 
 
+def change_weights(folder: Path, change) -> None:
+    """Write other tensors into a checkpoint, made of those that it has."""
+    from safetensors.torch import load_file, save_file
+
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("changes", "lacking"), [
+    ({}, "model.layers.1.input_layernorm.weight"),
+    ({}, "model.layers.0.post_attention_layernorm.weight"),
+    ({"attention_bias": True}, "model.layers.1.self_attn.o_proj.bias"),
+    ({"mlp_bias": True}, "model.layers.0.mlp.down_proj.bias"),
+])
+def test_norms_and_biases_are_looked_for(model_dir, changes, lacking):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model_dir, **changes)).save_pretrained(model_dir)
+    assert resolve(str(model_dir)).config["num_hidden_layers"] == 2
+    change_weights(model_dir, lambda weights: {name: weights[name] for name in weights if name != lacking})
+    assert f"{lacking} is missing" in refusal(resolve, str(model_dir))
+
+
+@pytest.mark.parametrize(("changes", "names"), [
+    ({"attention_bias": True}, ("model.layers.0.self_attn.", ".bias")),
+    ({"mlp_bias": True}, ("model.layers.0.mlp.", ".bias")),
+    ({"num_hidden_layers": 3}, ("model.layers.2.", ".weight")),
+])
+def test_weights_that_would_be_left_out_are_refused(model_dir, changes, names):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = (model_dir / "config.json").read_bytes()
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model_dir, **changes)).save_pretrained(model_dir)
+    (model_dir / "config.json").write_bytes(config)
+    message = refusal(resolve, str(model_dir))
+    assert "no place" in message
+    assert all(name in message for name in names)
+
+
+def test_what_follows_from_the_rest_may_be_there_or_not(model_dir):
+    """Rotary frequencies, as Llama 2 was published with, and an output layer that is the embedding."""
+    change_weights(model_dir, lambda weights: weights | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": weights["model.norm.weight"][:8].clone()})
+    edit(model_dir / "config.json", tie_word_embeddings=True)
+    assert resolve(str(model_dir)).config["num_hidden_layers"] == 2
+    change_weights(model_dir, lambda weights: {name: weights[name] for name in weights if name != "lm_head.weight"})
+    assert resolve(str(model_dir)).config["num_hidden_layers"] == 2
+
+
+def test_an_adapter_beside_the_model_would_be_added_to_it(model_dir, adapter_dir, monkeypatch):
+    files = {"config.json": model_dir / "config.json", "model.safetensors": model_dir / "model.safetensors"}
+    shutil.copy(adapter_dir / "adapter_model.safetensors", model_dir)
+    assert resolve(str(model_dir)).config["num_hidden_layers"] == 2  # without its configuration nothing reads it
+
+    def hf_hub_download(name, file, *, dry_run=False):
+        if file == "adapter_config.json":
+            shutil.copy(adapter_dir / file, model_dir)
+        return download(name, file, dry_run=dry_run)
+
+    hub(monkeypatch, files)
+    download = sys.modules["huggingface_hub"].hf_hub_download
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    for name in ("someone/model", str(model_dir)):
+        assert "move adapter_config.json and the adapter's weights elsewhere" in refusal(resolve, name)
+
+
 def test_pickled_weights_are_never_opened(model_dir):
     (model_dir / "model.safetensors").unlink()
     pickle = model_dir / "pytorch_model.bin"

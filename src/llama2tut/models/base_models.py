@@ -1,9 +1,9 @@
-"""Names of base models and adapter folders -> checked, loadable things; reads no weights and never imports torch.
+"""Names of base models -> checked, loadable things; reads no weights and never imports torch.
 
-    resolve("smollm2-135m").path        # a folder for from_pretrained
-    read_adapter(Path("outputs/arithmetic")).base
+    resolve("smollm2-135m").path  # a folder for from_pretrained
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -15,6 +15,7 @@ from typing import Any
 from llama2tut import hub
 from llama2tut.errors import Faults, ModelError, UserError, foreign, ran_out, reason
 from llama2tut.models.checkpoint_files import (
+    ADAPTER_CONFIG,
     check_folder,
     linear_shapes,
     llama_config,
@@ -121,6 +122,8 @@ def _from_hub(name: str, away: str) -> tuple[Path, dict[str, Any]]:
         what = "safetensors weights (pickled ones can run code and are never opened)"
         if away:
             return folder, check_folder(folder)
+        with contextlib.suppress(errors.EntryNotFoundError):
+            hf_hub_download(name, ADAPTER_CONFIG)  # as transformers would; `llama_config` refuses it
         try:
             hf_hub_download(name, "model.safetensors.index.json")
         except errors.EntryNotFoundError:

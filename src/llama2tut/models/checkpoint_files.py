@@ -3,8 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from llama2tut.files import read_input
 _LONGEST_HEADER = 100_000_000  # bytes, as for the safetensors library
 _SAMPLES = 256  # places of a file of weights that its digest looks at
 _COPY_AGAIN = "copy or download it again"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:
@@ -129,12 +129,16 @@ def llama_config(folder: Path) -> dict[str, Any]:
     """config.json of a Llama checkpoint.
 
     Raises:
-        ModelError: not a Llama, or a size is missing from it.
+        ModelError: not a Llama, or a size is missing from it, or an adapter lies beside it.
     """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
     if not (folder / "config.json").is_file():
-        is_adapter = (folder / "adapter_config.json").is_file()
         raise ModelError(f"{folder} is an adapter, not a model: give it as --adapter" if is_adapter else
                          f"{folder} has no config.json: give the folder that a model was saved to")
+    if is_adapter:
+        raise ModelError(f"{folder} holds an adapter beside the model, which transformers would add to its weights "
+                         f"unasked: move {ADAPTER_CONFIG} and the adapter's weights elsewhere, or give a copy without "
+                         "them")
     config = read_json(folder / "config.json")
     if config.get("model_type") != "llama":
         raise ModelError(f"{folder} is a {config.get('model_type')!r} checkpoint; llama-recipes trains 'llama' only: "
@@ -167,13 +171,28 @@ def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         f"mlp.{name}": shape for name, shape in mlp.items()}
 
 
+def _tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor that a checkpoint of this configuration has."""
+    norm, embedding = (config["hidden_size"],), (config["vocab_size"], config["hidden_size"])
+    yield from (("model.embed_tokens.weight", embedding), ("model.norm.weight", norm))
+    if not config.get("tie_word_embeddings"):
+        yield "lm_head.weight", embedding
+    for layer in (f"model.layers.{number}" for number in range(config["num_hidden_layers"])):
+        for name, (inputs, outputs) in linear_shapes(config).items():
+            yield f"{layer}.{name}.weight", (outputs, inputs)
+            if config.get("attention_bias" if name.startswith("self_attn.") else "mlp_bias"):
+                yield f"{layer}.{name}.bias", (outputs,)
+        yield from ((f"{layer}.{name}.weight", norm) for name in ("input_layernorm", "post_attention_layernorm"))
+
+
 def check_folder(folder: Path) -> dict[str, Any]:
     """config.json of a folder that holds a whole Llama checkpoint: config, safetensors weights, tokenizer.
 
-    Weights that are not in the files would silently be made up at random by transformers, so each is looked for.
+    Weights that are not in the files would silently be made up at random by transformers, and those that the
+    configuration has no place for be left out: so each is looked for, and nothing else may be there.
 
     Raises:
-        ModelError: something is missing, cut short, pickled, quantised already or of another shape.
+        ModelError: something is missing, cut short, pickled, quantised already, of another shape or without a place.
     """
     refuse_endless(folder)
     config = llama_config(folder)
@@ -190,18 +209,17 @@ def check_folder(folder: Path) -> dict[str, Any]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= tensor_shapes(folder / file)
-    expected = {"model.embed_tokens.weight": (config["vocab_size"], config["hidden_size"]),
-                "model.norm.weight": (config["hidden_size"],)}
-    if not config.get("tie_word_embeddings"):
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    in_layers = ((f"model.layers.{layer}.{name}.weight", (outputs, inputs))
-                 for layer in range(config["num_hidden_layers"])
-                 for name, (inputs, outputs) in linear_shapes(config).items())
-    for name, shape in chain(expected.items(), in_layers):  # the number of layers may be any: stop at the first fault
+    known = {"lm_head.weight"}  # some write it although it is the embedding
+    for name, shape in _tensors(config):  # the number of layers may be any: stop at the first fault
         if shapes.get(name) != shape:
             found = f"of shape {shapes[name]}" if name in shapes else "missing"
             raise ModelError(f"{folder}: {name} is {found} where config.json asks for {shape}: give a complete, "
                              "unquantised checkpoint")
+        known.add(name)
+    # Older checkpoints hold the rotary frequencies too, which follow from the configuration.
+    if odd := [name for name in shapes if name not in known and not name.endswith(".rotary_emb.inv_freq")]:
+        raise ModelError(f"{folder}: {odd[0]} has no place in the model that config.json describes, and would be left "
+                         "out: give the config.json that belongs to these weights, or another checkpoint")
     if not (folder / "tokenizer.json").is_file():
         if not (folder / "tokenizer.model").is_file():
             raise ModelError(f"{folder} has no tokenizer.json or tokenizer.model: copy the tokenizer's files there too")
