@@ -242,6 +242,17 @@ def test_a_prompt_goes_through_the_template_that_the_adapter_was_trained_with(ru
     assert raw.out != asked.out
 
 
+def test_one_text_fills_a_template_whose_other_columns_are_optional(run_cli, tuned, tmp_path):
+    folder = shutil.copytree(tuned, tmp_path / "adapter")
+    saved = (folder / "llama2tut.yaml").read_text()
+    (folder / "llama2tut.yaml").write_text(saved.replace("task: arithmetic", "task: alpaca"))
+    asked = run_cli("infer", "--adapter", folder, "--prompt", "Name a colour.", "--max-new-tokens", 8)
+    assert "task: alpaca" in asked.err
+    whole = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
+             "\n\n### Instruction:\nName a colour.\n\n### Response:\n")
+    assert asked.out == run_cli("infer", "--adapter", folder, "--raw", "--prompt", whole, "--max-new-tokens", 8).out
+
+
 def test_a_task_that_cannot_be_used_from_here_leaves_the_prompt_as_it_is(run_cli, tuned, tmp_path):
     import shutil
 

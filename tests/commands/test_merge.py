@@ -241,6 +241,119 @@ def test_the_card_has_the_tasks_template_and_the_next_command_answers(tmp_path, 
     assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m", "--force").code == 0
 
 
+CHAT = ("{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}")
+
+
+def give_template(folder: Path, template: str) -> None:
+    """A chat template for the tokenizer in a folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_chat_adapter_is_asked_in_the_template_that_it_was_trained_in(tmp_path, pair, run_cli, monkeypatch, own):
+    from transformers import AutoTokenizer
+
+    base, adapter = pair
+    monkeypatch.chdir(tmp_path)
+    give_template(base, CHAT.replace("[", "<") if own else CHAT)
+    Path("own.jinja").write_text(CHAT)
+    Path("own.yaml").write_text("chat_template: own.jinja\n")
+    (adapter / "llama2tut.yaml").write_text(f"request:\n  task: {'own.yaml' if own else 'chat'}\n")
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", "m")
+    assert done.code == 0, done.err
+    assert "5 of 5 prompts alike" in done.err
+    assert AutoTokenizer.from_pretrained("m").chat_template == CHAT
+    modelfile = Path("m/Modelfile").read_text()
+    assert "TEMPLATE" not in modelfile  # Ollama reads the model's own
+    assert 'PARAMETER stop "</s>"' in modelfile
+    card = Path("m/README.md").read_text()
+    assert "{messages}" not in card
+    assert "tokenizer.apply_chat_template(messages, add_generation_prompt=True)" in card
+    merged = run_cli("infer", "--model", "m", "--task", "chat", "--prompt", "Hello?")
+    assert merged.code == 0, merged.err
+    assert merged.out == run_cli("infer", "--adapter", adapter, "--prompt", "Hello?").out
+
+
+def test_the_check_asks_a_chat_adapter_in_turns(tmp_path, pair, run_cli, monkeypatch):
+    from llama2tut.commands import merge
+
+    base, adapter = pair
+    give_template(base, CHAT)
+    (adapter / "llama2tut.yaml").write_text("request:\n  task: chat\n")
+    asked, answer = [], merge.answer
+
+    def watched(generator, model, prompts, *rest):
+        asked.extend(map(generator.tokenizer.decode, prompts))
+        return answer(generator, model, prompts, *rest)
+
+    monkeypatch.setattr(merge, "answer", watched)
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 0
+    assert asked[0] == "[user]What is 19-59?</s>[assistant]"
+
+
+def test_ollama_asks_an_alpaca_adapter_in_the_template_without_an_input(tmp_path, pair, run_cli):
+    (pair[1] / "llama2tut.yaml").write_text("request:\n  task: alpaca\n")
+    assert run_cli("merge", "--adapter", pair[1], "--output-dir", tmp_path / "m").code == 0
+    written = re.search(r'^TEMPLATE """(.*?)"""$', (tmp_path / "m" / "Modelfile").read_text(), re.M | re.S)[1]
+    assert written == ("Below is an instruction that describes a task. Write a response that appropriately completes "
+                       "the request.\n\n### Instruction:\n{{ .Prompt }}\n\n### Response:\n")
+
+
+def grown(folder: Path, base: Path, tokens: list[str], **settings) -> Path:
+    """An adapter as another trainer saves it: tokens of its own, their rows in the embedding, and a chat template."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = CHAT.replace("[", "<|").replace("]", "|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(270)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}])
+def test_an_adapters_own_tokens_are_in_the_merged_tokenizer(tmp_path, toy_model_dir, run_cli, settings):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = make_base(tmp_path / "base", toy_model_dir, tied=False)
+    adapter = grown(tmp_path / "adapter", base, ["<|user|>", "<|assistant|>"], **settings)
+    done = run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m")
+    assert done.code == 0, done.err
+    own, merged = (AutoTokenizer.from_pretrained(folder) for folder in (adapter, tmp_path / "m"))
+    assert merged.get_vocab() == own.get_vocab()
+    turn = [{"role": "user", "content": "Hi"}]
+    ids = merged.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    assert merged.convert_ids_to_tokens(ids) == ["<|user|>", "H", "i", "</s>", "<|assistant|>"]
+    rows = AutoModelForCausalLM.from_pretrained(tmp_path / "m").get_input_embeddings().num_embeddings
+    assert max(ids) < rows == 270
+
+
+def test_tokens_that_the_weights_have_no_rows_for_are_left_out(tmp_path, pair, run_cli):
+    from transformers import AutoTokenizer
+
+    base, adapter = pair
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(20)])
+    tokenizer.save_pretrained(adapter)
+    assert run_cli("merge", "--adapter", adapter, "--output-dir", tmp_path / "m").code == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
 def test_precision_is_that_of_the_saved_weights(tmp_path, pair, run_cli):
     from safetensors import safe_open
 

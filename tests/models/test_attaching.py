@@ -155,6 +155,63 @@ def test_an_adapter_with_an_added_token_brings_its_row(tmp_path, toy_model_dir):
 
 
 @pytest.fixture
+def grown(tmp_path, toy_model_dir) -> Path:
+    """An adapter that trained embedding and output layer whole, their vocabulary grown."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    base = LlamaForCausalLM.from_pretrained(toy_model_dir)
+    base.resize_token_embeddings(270)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"],
+                                            task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_layer_that_peft_saves_several_times_is_read_once(grown, toy_model_dir):
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    names = read_adapter(grown).tensors
+    assert {"base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head.original_module.weight",
+            "base_model.model.lm_head.weight"} <= names.keys()
+    base = LlamaForCausalLM.from_pretrained(toy_model_dir)
+    base.resize_token_embeddings(270)
+    plain = PeftModel.from_pretrained(base, grown).eval()
+    model = loaded(toy_model_dir, grown)
+    assert logits(model.model).allclose(logits(plain), atol=1e-5)
+    assert not model.changed
+
+
+def test_a_layer_that_is_saved_in_two_versions_is_refused(grown, toy_model_dir):
+    name = "base_model.model.lm_head.modules_to_save.weight"
+    rewrite(grown, lambda found: found | {name: found[name] + 1})
+    assert f"{name} is of shape (270, 64)" in refusal(toy_model_dir, grown)
+
+
+def own_tokens_note(base: Path, folder: Path, *tokens: str) -> list[str]:
+    """What is said of an adapter whose tokenizer has further tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    return check_fit(read_adapter(folder), resolve(str(base)))
+
+
+def test_tokens_that_only_an_adapter_knows_are_named(grown, toy_model_dir):
+    assert own_tokens_note(toy_model_dir, grown) == []
+    [note] = own_tokens_note(toy_model_dir, grown, "<|user|>", *(f"<{letter}>" for letter in "abcdef"))
+    assert "lacks (<|user|>, <a>, <b>, <c>, <d> and 2 more), and infer and compare read them as plain text" in note
+    assert note.endswith("ask the model that `llama2tut merge` makes of it")
+
+
+@pytest.fixture
 def biased(tmp_path, toy_model_dir) -> Path:
     """A base model whose attention layers have biases."""
     import torch

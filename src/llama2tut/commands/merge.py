@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from llama2tut.errors import MachineError, UsageError
 from llama2tut.files import open_to_readers, output_fault, staging, sync, writing
 from llama2tut.inference.agreement import alike, answer
 from llama2tut.inference.generate import Generator
-from llama2tut.models.adapters import Adapter, base_of, check_fit, read_adapter, saved_task
+from llama2tut.models.adapters import Adapter, base_of, check_fit, own_tokens, read_adapter, saved_task
 from llama2tut.models.attaching import LoadedModel, load_model
 from llama2tut.models.base_models import resolve
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import free_memory_gib, gpu_present
 from llama2tut.models.loading import copy_tokenizer, load_tokenizer
-from llama2tut.tasks.task import ARITHMETIC, BUILT_IN
-from llama2tut.tasks.tokenize import prompt_text_ids
+from llama2tut.tasks.task import ARITHMETIC, BUILT_IN, Task
+from llama2tut.tasks.tokenize import encode_prompt, prompt_text_ids
 
 _PROMPTS = ("What is 19-59?", "Amanda: I baked cookies. Do you want some? Jerry: Sure!", "The capital of France is",
             "def add(a, b):\n", "今天天气很好，")
@@ -42,7 +43,7 @@ def run(request: MergeRequest, console: Console) -> Result:
     """
     folder, adapter = request.output_dir.absolute(), read_adapter(request.adapter)
     base_model = resolve(base_of(adapter, request.model), console.note)
-    notes = check_fit(adapter, base_model)
+    task, notes = saved_task(adapter), check_fit(adapter, base_model)
     _refuse_taken(folder, request, Path(base_model.path))
     precision = request.precision or ("bf16" if gpu_present() else "fp32")
     needed, free = base_model.parameters * (4 if precision == "fp32" else 2) / 2**30, free_memory_gib()
@@ -55,13 +56,16 @@ def run(request: MergeRequest, console: Console) -> Result:
             raise MachineError(f"--output-dir {request.output_dir}: the model takes {needed:.1f} GiB, and the disk has "
                                f"{room:.1f} left: free some space, or give a folder on another disk")
         loaded = load_model(base_model, [adapter], quantization="none", precision=precision, device="cpu")
-        prompts = prompt_text_ids(loaded.tokenizer, _prompts(adapter))
+        # A tokenizer with tokens or an end of its own is the one that the adapter was trained with.
+        own = own_tokens(adapter, base_model) or loaded.adapter_ends[0] != loaded.ends
+        tokenizer = str(adapter.path) if own else base_model.path
+        loaded = replace(loaded, tokenizer=load_tokenizer(tokenizer))
+        prompts = _prompt_ids(loaded.tokenizer, task, base_model.positions - _ANSWER)
         known = answer(Generator(loaded), loaded.model, prompts, 0, _ANSWER)
         _merged(loaded).save_pretrained(new)
-        # A tokenizer with an end of its own is the one that the adapter was trained with.
-        tokenizer = base_model.path if loaded.adapter_ends[0] == loaded.ends else str(adapter.path)
-        ends = _make_readable_elsewhere(new, tokenizer, loaded.adapter_ends[0])
-        for name, text in zip(_TEXTS, (_card(adapter, base_model.name, ends), _modelfile(adapter, ends)), strict=True):
+        ends = _make_readable_elsewhere(new, tokenizer, task, loaded.adapter_ends[0])
+        texts = _card(adapter, task, base_model.name, ends), _modelfile(task, ends)
+        for name, text in zip(_TEXTS, texts, strict=True):
             (new / name).write_text(text, encoding="utf-8")
         del loaded  # or two models would be in memory
         written = load_model(resolve(str(new)), [], quantization="none", precision=precision, device="cpu")
@@ -75,12 +79,11 @@ def run(request: MergeRequest, console: Console) -> Result:
         if request.force and folder.exists():
             os.replace(folder, new.with_name("old"))
         os.replace(new, folder)  # which the system refuses where files have appeared
-    return Result(f"{request.output_dir}\nnext: {_ask(adapter, str(request.output_dir))}\n")
+    return Result(f"{request.output_dir}\nnext: {_ask(adapter, task, str(request.output_dir))}\n")
 
 
-def _ask(adapter: Adapter, folder: str) -> str:
+def _ask(adapter: Adapter, task: Task | None, folder: str) -> str:
     """A command that the merged model answers, in the template of the adapter's task where there is one."""
-    task = saved_task(adapter)
     command = f"llama2tut infer --model {shlex.quote(folder)}"
     if task is None:
         return f'{command} --prompt "…"'
@@ -114,19 +117,16 @@ def _merged(loaded: LoadedModel) -> Any:
     return model
 
 
-def _prompts(adapter: Adapter) -> list[str]:
+def _prompt_ids(tokenizer: Any, task: Task | None, room: int) -> list[list[int]]:
     """What both models are asked: a few texts, in the template of the adapter's task where there is one."""
-    task = saved_task(adapter)
-    if task is None or len(task.prompt_columns) != 1:
-        return list(_PROMPTS)
-    return [task.render({task.prompt_columns[0]: text}) for text in _PROMPTS]
+    if task is None or not task.one_text:
+        return prompt_text_ids(tokenizer, list(_PROMPTS))
+    return [encode_prompt(tokenizer, task, task.asking(text), room)[0] for text in _PROMPTS]
 
 
-def _card(adapter: Adapter, base: str, ends: Sequence[str]) -> str:
+def _card(adapter: Adapter, task: Task | None, base: str, ends: Sequence[str]) -> str:
     """README.md of the merged model: what it is made of, and the prompt that it was trained to answer."""
-    task = saved_task(adapter)
-    template = ["## Prompt", "", "It answers prompts in the template that it was trained with:", "", "```",
-                task.prompt.rstrip("\n"), "```", ""] if task else []
+    template = ["## Prompt", "", *_in_words(task), ""] if task else []
     return "\n".join([
         "---", "library_name: transformers", f"base_model: {json.dumps(base)}", "tags: [llama2tut, merged]", "---", "",
         f"# {adapter.path.name}, merged", "",
@@ -135,14 +135,23 @@ def _card(adapter: Adapter, base: str, ends: Sequence[str]) -> str:
         "The base model's licence applies to the merged model too.", ""])
 
 
-def _modelfile(adapter: Adapter, ends: Sequence[str]) -> str:
+def _in_words(task: Task) -> list[str]:
+    """How the merged model is asked, in lines of its card."""
+    if task.chat:
+        return ["It answers conversations in its tokenizer's chat template:", "", "```python",
+                "tokenizer.apply_chat_template(messages, add_generation_prompt=True)", "```"]
+    return ["It answers prompts in the template that it was trained with:", "", "```", task.prompt.rstrip("\n"), "```"]
+
+
+def _modelfile(task: Task | None, ends: Sequence[str]) -> str:
     """What Ollama needs beside the GGUF file: the template, and what ends an answer."""
-    task, text = saved_task(adapter), "{{ .Prompt }}"
-    if task and len(task.prompt_columns) == 1:
-        text = _NOT_AS_IT_IS.sub(_spelled, task.render({task.prompt_columns[0]: text}))
+    text = "{{ .Prompt }}"
+    if task and task.one_text:
+        text = _NOT_AS_IT_IS.sub(_spelled, task.render(task.asking(text)))
+    template = [f'TEMPLATE """{text}"""'] if not (task and task.chat) else []  # a chat's is read from the GGUF file
     stops = [f'PARAMETER stop "{end}"' for end in ends]  # as text: its parser knows no escapes
-    return "\n".join(["FROM ./model.gguf", f'TEMPLATE """{text}"""', *stops, "PARAMETER temperature 0",
-                      "PARAMETER repeat_penalty 1", ""])
+    return "\n".join(["FROM ./model.gguf", *template, *stops, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
+                      ""])
 
 
 def _spelled(match: re.Match[str]) -> str:
@@ -151,8 +160,10 @@ def _spelled(match: re.Match[str]) -> str:
     return match[0] if kept else f'{{{{ "\\U{ord(match[0]):08x}" }}}}'
 
 
-def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int]) -> list[str]:
-    """Add the tokenizer's files as they are, rotary settings under their older names, too, and all end tokens.
+def _make_readable_elsewhere(folder: Path, tokenizer: str, task: Task | None, ends: frozenset[int]) -> list[str]:
+    """Add the tokenizer's files, rotary settings under their older names, too, and all end tokens.
+
+    The tokenizer's files stay as they are, but for a chat template that the task brought.
 
     transformers 4 and llama.cpp's converters of before 2026 know neither the tokenizer class nor the place of the
     rotary base that transformers 5 saves; without the base, the model would answer nonsense there, not fail. Plain
@@ -163,6 +174,10 @@ def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int])
         The text of each end token that has one.
     """
     copy_tokenizer(tokenizer, folder)
+    if task and task.chat and task.chat.template:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would count for more, and older readers miss it
+        settings = read_json(folder / "tokenizer_config.json") | {"chat_template": task.chat.template}
+        _write(folder / "tokenizer_config.json", settings)
     written = load_tokenizer(str(folder))
     config = read_json(folder / "config.json")
     rope = dict(config["rope_parameters"])
@@ -172,9 +187,13 @@ def _make_readable_elsewhere(folder: Path, tokenizer: str, ends: frozenset[int])
     config["eos_token_id"] = written.eos_token_id
     settings = read_json(folder / "generation_config.json")
     settings["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
-    for name, values in (("config.json", config), ("generation_config.json", settings)):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    _write(folder / "config.json", config)
+    _write(folder / "generation_config.json", settings)
     return [text for end in sorted(ends) if (text := written.decode([end]))]
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _refuse_taken(folder: Path, request: MergeRequest, base: Path) -> None:

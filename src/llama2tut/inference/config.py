@@ -182,7 +182,7 @@ def prompt_ids(config: InferenceConfig, tokenizer: Any, console: Console) -> lis
 
 def _many_columns(task: Task, given: str) -> list[str]:
     """That a prompt wants several cells, if it does."""
-    return [] if len(task.prompt_columns) - len(task.optional_columns) == 1 else [
+    return [] if task.one_text else [
         f"{given} fills {', '.join(task.prompt_columns)} into its prompt, which one text cannot; give the whole prompt "
         "with --raw"]
 
@@ -190,7 +190,7 @@ def _many_columns(task: Task, given: str) -> list[str]:
 def own_template(adapter: Adapter, console: Console) -> str | None:
     """The name of the task whose template an adapter was trained with, if one text fills it; says what is done."""
     task = saved_task(adapter)
-    if task and len(task.prompt_columns) == 1:
+    if task and task.one_text:
         console.note(f"task: {task.name}, whose template {adapter.path} was trained with; --raw leaves it out")
         return str(adapter.request["task"])
     if name := adapter.request.get("task"):
@@ -205,7 +205,7 @@ def asked(task: Task, text: str) -> dict[str, str]:
     A text file ends in a newline that no cell of the training rows had.
     """
     text = text.rstrip("\r\n")
-    head, _, tail = task.prompt.partition(f"{{{task.prompt_columns[0]}}}")
+    head, _, tail = ("", "", "") if task.chat else task.render(task.asking("\0")).partition("\0")
     tail = tail.rstrip("\r\n")
     if head.strip() and text.startswith(head) and text.endswith(tail):
         text = text[len(head):len(text) - len(tail)]

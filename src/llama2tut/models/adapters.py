@@ -1,5 +1,6 @@
-"""A LoRA adapter's folder -> checked facts about it; reads no weights and never imports torch."""
+"""A LoRA adapter's folder -> checked facts about it; reads no weights, and without a tokenizer of its own no torch."""
 
+import filecmp
 import math
 import os
 import re
@@ -15,6 +16,7 @@ from llama2tut.config.yaml_files import read_yaml
 from llama2tut.errors import Faults, ModelError, UsageError
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json, refuse_endless, tensor_shapes
+from llama2tut.models.loading import checkpoint_folder, load_tokenizer
 from llama2tut.models.smollm2 import ALIAS
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import is_python, load_task
@@ -24,6 +26,9 @@ BASE_DIGEST = "base model"  # its name among the digests of a run
 _PREFIX = "base_model.model."  # PEFT's own, before the name that a tensor's layer has in the base model
 # What torch.compile, DDP, FSDP, activation checkpointing and vision models put into the names of their layers.
 _WRAPPER = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|language_model)\.")
+# PEFT saves these whole where the vocabulary was resized, or where they are adapted themselves.
+STORED = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)\.(base_layer\.)?weight")
+_NAMED = 5  # of an adapter's own tokens in a warning
 # Settings by which PEFT makes another model than the base with low-rank updates, each with what it would take.
 _BEYOND = {"alora_invocation_tokens": "starts at tokens that no prompt here has",
            "layer_replication": "repeats layers of its base"}
@@ -57,6 +62,11 @@ class Adapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, ...]]
     renamed: Mapping[str, str]
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding that it was saved with, as far as its tensors tell; 0 where they do not."""
+        return max((shape[0] for name, shape in self.tensors.items() if STORED.fullmatch(name)), default=0)
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -205,11 +215,32 @@ def _odd(adapter: Adapter, base_model: BaseModel, layers: int) -> Iterator[str]:
     if (adapter.path / CONFIG_NAME).exists() and not (adapter.path / SUMMARY_NAME).exists():
         yield (f"{adapter.path} is what an unfinished run had best so far; finish it with `llama2tut finetune … "
                "--resume`")
+    if own := own_tokens(adapter, base_model):
+        names = ", ".join(own[:_NAMED]) + (f" and {len(own) - _NAMED:,} more" if len(own) > _NAMED else "")
+        yield (f"{adapter.path} has tokens that the tokenizer of {base_model.name} lacks ({names}), and infer and "
+               "compare read them as plain text: to have them read, ask the model that `llama2tut merge` makes of it")
     was = str(adapter.digests.get(BASE_DIGEST, ""))
     now = base_model.digest if was else ""
     if was != now and was.partition(" ")[0] == now.partition(" ")[0]:  # a revision and weights cannot be compared
         yield (f"{base_model.name} has other weights than the base model that {adapter.path} was trained on; the "
                "answers may not mean what they seem to")
+
+
+def own_tokens(adapter: Adapter, base_model: BaseModel) -> list[str]:
+    """Tokens of the tokenizer that was saved with an adapter which the base model's lacks, in the order of their ids.
+
+    None where one of them has no row in the adapter's embedding: it was not trained with them, then.
+    """
+    own, base = adapter.path / "tokenizer.json", (checkpoint_folder(base_model.path) or Path()) / "tokenizer.json"
+    if not own.is_file() and not own.with_suffix(".model").is_file():
+        return []
+    if own.is_file() and base.is_file() and filecmp.cmp(own, base, shallow=False):  # as finetune leaves it
+        return []
+    tokenizer = Faults().attempt(load_tokenizer, str(adapter.path))
+    vocabulary = tokenizer.get_vocab() if tokenizer else {}  # a damaged one is of no use: the base model's is taken
+    new = sorted(vocabulary.keys() - load_tokenizer(base_model.path).get_vocab().keys(), key=vocabulary.__getitem__)
+    rows = max(base_model.config["vocab_size"], adapter.vocabulary)
+    return new if new and vocabulary[new[-1]] < rows else []
 
 
 def newest_adapter(root: Path = Path("outputs")) -> Path:

@@ -2,21 +2,21 @@
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llama2tut.errors import MachineError, ModelError
 from llama2tut.gpu import kernels
 from llama2tut.gpu.decoding import Routes, add_adapters_in_place
-from llama2tut.models.adapters import Adapter
+from llama2tut.models.adapters import STORED, Adapter
 from llama2tut.models.base_models import BaseModel
 from llama2tut.models.checkpoint_files import read_json
 from llama2tut.models.device import check_cuda, gpu_room_gib, torch_dtype
 from llama2tut.models.loading import check_finite, load_tokenizer, loading, unpack
 
-# PEFT saves these whole where the vocabulary was resized, or where they are adapted themselves.
-_STORED = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)\.(base_layer\.)?weight")
+# Of a layer that is trained whole, PEFT saves a copy and the base's weights too where the vocabulary was resized.
+_AGAIN = re.compile(r"(.+)\.(modules_to_save|original_module)\.weight")
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def load_model(base_model: BaseModel, adapters: Sequence[Adapter], *, quantizati
     if on_gpu and kernels.liger_available():
         kernels.patch_llama()
     tokenizer = load_tokenizer(base_model.path)
-    rows = max([len(tokenizer), *map(_vocabulary, adapters)])
+    rows = max([len(tokenizer), *(adapter.vocabulary for adapter in adapters)])
     checked = [_checked(adapter, base_model, rows) for adapter in adapters]
     try:
         model = _load_base(base_model, quantization, precision, device)
         if rows > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(rows)  # as in training
-        ends = _end_tokens(model, tokenizer)
+        ends = end_tokens(model, tokenizer)
         peft_model, changed = _attach(model, checked, probes, autocast=not on_gpu)
     except torch.OutOfMemoryError:
         smaller = "a smaller --model" if quantization == "4bit" else "--quantization 4bit, or a smaller --model"
@@ -103,11 +103,6 @@ def _load_base(base_model: BaseModel, quantization: str, precision: str, device:
     return model
 
 
-def _vocabulary(adapter: Adapter) -> int:
-    """Rows of the embedding that an adapter was saved with, as far as its tensors tell; 0 where they do not."""
-    return max((shape[0] for name, shape in adapter.tensors.items() if _STORED.fullmatch(name)), default=0)
-
-
 def _checked(adapter: Adapter, base_model: BaseModel, rows: int) -> tuple[Adapter, Any, dict[str, Any]]:
     """The adapter, its PEFT configuration, and its tensors by PEFT's names; no weights of the base are read.
 
@@ -133,9 +128,11 @@ def _checked(adapter: Adapter, base_model: BaseModel, rows: int) -> tuple[Adapte
             skeleton: Any = PeftModel(LlamaForCausalLM(shape), plain, "0", autocast_adapter_dtype=False)
             wanted = {name: tuple(tensor.shape) for name, tensor in
                       get_peft_model_state_dict(skeleton, adapter_name="0", save_embedding_layers=False).items()}
-        tensors = load_file(adapter.path / "adapter_model.safetensors")
-    stored = {name for name in adapter.tensors if name not in wanted and _STORED.fullmatch(name)}
-    for name in sorted((adapter.tensors.keys() | wanted.keys()) - stored):
+        saved = load_file(adapter.path / "adapter_model.safetensors")
+    tensors = {name: saved[adapter.renamed.get(name, name)] for name in adapter.tensors}
+    tensors = {name: tensor for name, tensor in tensors.items() if not _is_again(name, tensors, wanted)}
+    stored = {name for name in tensors if name not in wanted and STORED.fullmatch(name)}
+    for name in sorted((tensors.keys() | wanted.keys()) - stored):
         found = adapter.tensors.get(name)
         if found != wanted.get(name):
             what = "is missing from its file" if found is None else f"is of shape {found}"
@@ -143,11 +140,22 @@ def _checked(adapter: Adapter, base_model: BaseModel, rows: int) -> tuple[Adapte
             raise ModelError(f"--adapter {adapter.path} would load in part only: {adapter.renamed.get(name, name)} "
                              f"{what}, and adapter_config.json on {base_model.name} {asked}: train or save the adapter "
                              "again")
-    tensors = {name: tensors[adapter.renamed.get(name, name)] for name in adapter.tensors}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ModelError(f"--adapter {adapter.path} has numbers that are not finite: its training went wrong; "
                          "train again with a lower --lr")
     return adapter, config, tensors
+
+
+def _is_again(name: str, tensors: Mapping[str, Any], wanted: Collection[str]) -> bool:
+    """Whether a tensor of an adapter's file is there under the name that PEFT wants as well, or is the base's own.
+
+    No answer of the adapter depends on the latter.
+    """
+    again = _AGAIN.fullmatch(name)
+    layer = f"{again[1]}.weight" if again else ""
+    if not again or layer not in wanted or layer not in tensors:
+        return False
+    return again[2] == "original_module" or bool(tensors[name].equal(tensors[layer]))
 
 
 def _attach(model: Any, checked: Sequence[tuple[Adapter, Any, dict[str, Any]]], probes: Sequence[list[int]], *,
@@ -187,7 +195,7 @@ def _logits(model: Any, prompts: Sequence[list[int]]) -> Iterator[Any]:
             yield model(input_ids=torch.tensor([prompt], device=model.device), logits_to_keep=last).logits[0, -1].cpu()
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """What ends an answer, by the tokenizer, the generation settings and the configuration: they need not agree."""
     ends = {tokenizer.eos_token_id}
     for settings in (model.generation_config, model.config):

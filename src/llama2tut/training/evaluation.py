@@ -134,7 +134,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
 
         from llama2tut.inference.generate import Generator
         from llama2tut.inference.sampling import Sampling
-        from llama2tut.models.attaching import LoadedModel
+        from llama2tut.models.attaching import LoadedModel, end_tokens
         from llama2tut.tasks.metrics import score
 
         base = model.get_base_model()
@@ -144,7 +144,7 @@ def answer_scorer(config: RunConfig, task: Task, rows: Rows, tokenizer: Any, pos
         base.set_attn_implementation("sdpa")
         try:
             with torch.compiler.set_stance("force_eager"):
-                generator = Generator(LoadedModel(base, None, tokenizer, frozenset({tokenizer.eos_token_id}), (), ()))
+                generator = Generator(LoadedModel(base, None, tokenizer, end_tokens(base, tokenizer), (), ()))
                 greedy = Sampling(max_new_tokens=task.max_new_tokens)
                 # Where each rank holds a part of the weights, all compute every answer together.
                 mine = prompts if config.sharded else ranks.own(prompts)[1]
