@@ -207,6 +207,7 @@ def test_resume_takes_unset_flags_from_the_saved_run(run_cli, finetune, tmp_path
         assert finetune().code == 130
     outcome = run_cli("finetune", "--task", "arithmetic", "--output-dir", tmp_path / "run", "--resume")
     assert outcome.code == 0, outcome.err
+    assert "recipe: the saved run;" in outcome.err
     assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 10
 
 
@@ -241,10 +242,47 @@ def test_resume_refuses_changed_data(run_cli, toy_model_dir, tmp_path, monkeypat
     assert f"{data}/arithmetic_train.csv has changed since" in outcome.err
 
 
+def test_resume_refuses_what_a_python_task_reads_otherwise_now(run_cli, toy_model_dir, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("""
+from pathlib import Path
+
+def get_custom_dataset(dataset_config, tokenizer, split):
+    return [{"input_ids": [5, int(number)], "labels": [-100, int(number)]}
+            for number in Path(dataset_config.data_path).read_text().split()]
+""")
+    (tmp_path / "numbers").write_text("7 8 9 10")
+    line = ("finetune", "--task", tmp_path / "own.py", "--data", tmp_path / "numbers", "--model", toy_model_dir,
+            "--gpus", 0, "--batch-size", 1, "--no-packing", "--output-dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert run_cli(*line).code == 130
+    (tmp_path / "numbers").write_text("7 8 9 11")
+    outcome = run_cli(*line, "--resume")
+    assert outcome.code == 2
+    assert "tokenised data" in outcome.err
+    (tmp_path / "numbers").write_text("7 8 9 10")
+    assert run_cli(*line, "--resume").code == 0
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_best_adapter_that_is_gone_is_told_and_replaced(finetune, tmp_path, monkeypatch, lost):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert finetune("--eval-steps", 1).code == 130
+    adapter = tmp_path / "run" / "adapter_model.safetensors"
+    adapter.unlink() if lost else adapter.write_bytes(b"of a later step, that was never saved")
+    outcome = finetune("--eval-steps", 1, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "the best adapter" in outcome.err
+    assert weights(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["best_step"] > 3
+
+
 def test_resume_without_a_checkpoint_starts_at_the_beginning_and_says_so(finetune):
     outcome = finetune("--resume", "--max-steps", 2)
     assert outcome.code == 0, outcome.err
     assert "starting at the beginning" in outcome.err
+    assert "recipe: arithmetic-cpu;" in outcome.err
 
 
 def test_a_finished_run_is_kept(finetune, tmp_path):
@@ -257,6 +295,43 @@ def test_a_finished_run_is_kept(finetune, tmp_path):
     assert weights(tmp_path / "run") == before
     assert finetune("--max-steps", 3, "--force").code == 0
     assert weights(tmp_path / "run") != before
+
+
+def test_what_an_earlier_run_left_of_its_tokenizer_goes_with_it(finetune, tmp_path):
+    assert finetune("--max-steps", 2).code == 0
+    for name in ("chat_template.jinja", "added_tokens.json", "tokenizer.model"):  # the new base has none of them
+        (tmp_path / "run" / name).write_text("old")
+    assert finetune("--max-steps", 2, "--force").code == 0
+    assert {path.name for path in (tmp_path / "run").iterdir() if "token" in path.name or "chat" in path.name} == {
+        "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_tokenizer_that_no_run_wrote_is_kept(finetune, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer.json").write_text("mine")
+    outcome = finetune("--max-steps", 2)
+    assert (outcome.code, "holds tokenizer.json, which no run of llama2tut wrote" in outcome.err) == (2, True)
+    assert (tmp_path / "run" / "tokenizer.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+def test_a_run_that_another_one_finished_meanwhile_is_kept(finetune, tmp_path, monkeypatch, flags):
+    """While the rows are tokenised nobody holds the folder."""
+    from llama2tut.commands import finetune as command
+
+    assert finetune("--max-steps", 2, folder="other").code == 0
+    shutil.copytree(tmp_path / "other", tmp_path / "done")
+    run_examples = command.run_examples
+
+    def meanwhile(*arguments):
+        (tmp_path / "done").rename(tmp_path / "run")
+        return run_examples(*arguments)
+
+    monkeypatch.setattr(command, "run_examples", meanwhile)
+    outcome = finetune("--max-steps", 2, "--seed", 5, *flags)
+    assert (outcome.code, "--force" in outcome.err) == (2, True), outcome.err
+    for name in ("adapter_model.safetensors", "training.json", "llama2tut.yaml"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 def test_two_runs_cannot_share_a_folder(finetune, tmp_path):

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from llama2tut.tasks.metrics import score
 from llama2tut.tasks.rows import describe, load_rows
 from llama2tut.tasks.task_files import load_task
+from llama2tut.training.checkpointing import TOKENS_DIGEST
 
 REPOSITORY = Path(__file__).parents[2]
 TASK = """\
@@ -68,7 +69,7 @@ def test_a_csv_is_fine_tuned_by_a_task_file(there):
     saved = yaml.safe_load((folder / "llama2tut.yaml").read_text())
     assert (saved["request"]["task"], saved["request"]["data"]) == ("colours.yaml", "rows/colours.csv")
     assert saved["data_source"] == "file rows/colours.csv"
-    assert list(saved["digests"]) == ["rows/colours.csv", "colours.yaml", "base model"]
+    assert list(saved["digests"]) == ["rows/colours.csv", "colours.yaml", "base model", TOKENS_DIGEST]
     assert json.loads((folder / "training.json").read_text())["steps"] == 2
     assert (folder / "adapter_model.safetensors").exists()
 

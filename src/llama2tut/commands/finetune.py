@@ -17,16 +17,23 @@ from llama2tut.errors import Faults, MachineError, UsageError, ran_out
 from llama2tut.files import locked, output_fault, sweep, writing
 from llama2tut.models.base_models import DEFAULT_CPU, DEFAULT_GPU, BaseModel, resolve_last
 from llama2tut.models.device import check_precision, choose_device, ranks_to_start
-from llama2tut.tasks.examples import reading_once, request_rows, run_examples
+from llama2tut.models.loading import TOKENIZER_FILES
+from llama2tut.tasks.examples import examples_digest, reading_once, request_rows, run_examples
 from llama2tut.tasks.metrics import check_references, metric_of
 from llama2tut.tasks.rows import Rows
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import default_output_dir, is_python, load_task, recipe_name
-from llama2tut.training.checkpointing import changed_flags, newest_checkpoint, publish, refuse_changed
+from llama2tut.training.checkpointing import (
+    TOKENS_DIGEST,
+    changed_flags,
+    newest_checkpoint,
+    publish,
+    refuse_changed,
+)
 
 _ADAPTER = "adapter_model.safetensors"
 _WRITTEN = (_ADAPTER, "adapter_config.json", METRICS_NAME, SUMMARY_NAME, "loss.png", "README.md",
-            "upstream.log")  # beside configuration, tokenizer and checkpoints
+            "upstream.log", *TOKENIZER_FILES)  # beside configuration and checkpoints
 
 
 @reading_once()
@@ -96,11 +103,15 @@ def _train(config: RunConfig, base_model: BaseModel, task: Task | None, rows: Ro
                          f"tokens that {base_model.name} was made for; a lower --context-length shortens or names them")
     for note in notes:
         console.warn(note)
+    config = dataclasses.replace(config, digests={**config.digests, TOKENS_DIGEST: examples_digest(splits)})
     lengths = (len(example["input_ids"]) for examples in splits.values() for example in examples)
     longest = longest_row(config.request, lengths)
     check_cpu_memory(config, base_model, longest, console)
     first = ranks.rank() == 0  # it alone writes
     with locked(config.output_dir) if first else contextlib.nullcontext():
+        if first and _refuse_folder(config.request):  # once more: another run may have ended since
+            raise UsageError(f"--resume: another run has finished {config.output_dir} meanwhile; use it as it is, or "
+                             "replace it with --force")
         resume_from = _resume_from(config, console)
         if first:
             _begin(config, anew=resume_from is None)
@@ -134,7 +145,9 @@ def _say_start(request: FinetuneRequest, base_model: BaseModel, task: Task | Non
 
 def _recipe(request: FinetuneRequest, device: str) -> str:
     """Where the settings come from, and those that decide how a run goes."""
-    source = "the saved run" if request.resume else request.config or recipe_name(request.task, device)
+    assert request.output_dir is not None
+    resumed = request.resume and (request.output_dir / CONFIG_NAME).exists()
+    source = "the saved run" if resumed else request.config or recipe_name(request.task, device)
     batches = request.gradient_accumulation_steps
     epochs = "1 epoch" if request.epochs == 1 else f"{request.epochs} epochs"
     return (f"recipe: {source}; learning rate {request.lr:g}, {counted(request.batch_size, 'row', 'rows')} a batch"

@@ -183,8 +183,9 @@ class CompareRequest:
 
     format: Literal["table", "markdown", "csv", "json", "html"] = flag("table", "form of the result", group="Result")
     output: Path | None = flag(None, "write it to this file instead of stdout", group="Result")
-    show: str = flag("8", "rows in the table: a number, `all`, `changed`; by the first adapter's answers `wrong`, "
-                     "`right`, or, where they are graded, `better`, `same`, `worse`", group="Result")
+    show: str | None = flag(None, "rows in the table: a number, `all`, `changed`; by the first adapter's answers "
+                            "`wrong`, `right`, or, where they are graded, `better`, `same`, `worse` [8; csv: all]",
+                            group="Result")
     votes: Path | None = flag(None, "count the blind votes that were saved to this file on the html page",
                               group="Result")
     spreadsheet_safe: bool = flag(False, "csv: quote cells that a spreadsheet would run as a formula",

@@ -13,11 +13,11 @@ from typing import Any
 
 from llama2tut import __version__
 from llama2tut.config.requests import FinetuneRequest, Quantization, TrainingPrecision
-from llama2tut.config.yaml_files import read_yaml
+from llama2tut.config.yaml_files import RUN_NAME, read_yaml
 from llama2tut.errors import ModelError
 from llama2tut.files import append_line, appending, write_whole, writing
 
-CONFIG_NAME = "llama2tut.yaml"
+CONFIG_NAME = RUN_NAME
 SUMMARY_NAME = "training.json"
 METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "tensorboard"

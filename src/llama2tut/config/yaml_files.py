@@ -11,6 +11,8 @@ from llama2tut.errors import UsageError
 from llama2tut.files import read_input
 
 _LARGEST = 200_000  # bytes; the longest recipe that ships has under 2,000
+_LARGEST_RUN = 4 * 2**20  # of a saved run, which has a line for each data file: room for 25,000 of them
+RUN_NAME = "llama2tut.yaml"
 _TEXT = "tag:yaml.org,2002:str"
 
 
@@ -70,7 +72,7 @@ def read_yaml(path: Path) -> YamlFile:
             or duplicate keys; every such place is named with its line.
     """
     try:
-        data = read_input(path, _LARGEST)
+        data = read_input(path, _LARGEST_RUN if path.name == RUN_NAME else _LARGEST)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) == errno.EFBIG:

@@ -12,8 +12,8 @@ from typing import Any
 from llama2tut.errors import MachineError, ModelError, UserError, not_finite, ran_out
 from llama2tut.models.checkpoint_files import read_json
 
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-              "added_tokens.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.jinja")
 _OF_5 = ("backend", "is_local", "local_files_only")  # what transformers 5 notes of how it loaded a tokenizer
 
 
@@ -136,7 +136,7 @@ def copy_tokenizer(path: str, folder: Path) -> None:
     base's own do, or name none (a model's configuration then decides, which an adapter has not), one of both stands in.
     """
     source = checkpoint_folder(path)
-    for name in _TOKENIZER:
+    for name in TOKENIZER_FILES:
         if source and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     file = folder / "tokenizer_config.json"

@@ -1,8 +1,10 @@
 """The tokenised examples of one split of a request, from a task's rows or from a reader's own Python file."""
 
 import contextlib
+import hashlib
 import random
 import traceback
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,9 +13,10 @@ from llama2tut.console import counted
 from llama2tut.errors import DataError, Faults
 from llama2tut.tables.table import numbered
 from llama2tut.tasks.rows import Rows, load_rows
+from llama2tut.tasks.special_tokens import special_tokens
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import check_python, is_python, load_task
-from llama2tut.tasks.tokenize import Example, encode_all, encode_example, special_tokens
+from llama2tut.tasks.tokenize import Example, encode_all, encode_example
 
 _ROWS_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records of a call take
 _ODD = 0.01  # up to this share of faulty rows only warn; more is an error
@@ -37,6 +40,16 @@ class Examples(list[Example]):
         self.split = split
         self.shortened = shortened
         self.notes = notes
+
+
+def examples_digest(splits: Mapping[str, Iterable[Example]]) -> str:
+    """A sha256 over all token ids and labels, which rows, tokenizer, templates and a task's own code decide."""
+    found = hashlib.sha256()
+    for split in sorted(splits):
+        for example in splits[split]:
+            ids, labels = array("q", example["input_ids"]), array("q", example["labels"])
+            found.update(len(ids).to_bytes(8) + ids.tobytes() + labels.tobytes())
+    return found.hexdigest()
 
 
 class Encoded(NamedTuple):

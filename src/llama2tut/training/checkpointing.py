@@ -21,12 +21,14 @@ from typing import Any
 
 from llama2tut.config.requests import ONE_CALL, FinetuneRequest
 from llama2tut.config.runs import RunConfig, read_run
+from llama2tut.console import Console
 from llama2tut.errors import UsageError
 from llama2tut.files import open_to_readers, read_input, staging, sync, writing
 from llama2tut.models.adapters import BASE_DIGEST
 from llama2tut.models.loading import loading
 
 KEPT = 2
+TOKENS_DIGEST = "tokenised data (rows, tokenizer, templates)"  # its name among the digests of a run
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 # Flags that may differ between a run and its resumption: they do not change what is trained.
 _FREE = ONE_CALL | {"output_dir", "config", "save_steps", "eval_generate", "gpus", "shard", "report_to",
@@ -45,6 +47,7 @@ class Position:
         best_loss: lowest validation loss so far, or None.
         best_step: the step it was taken after.
         since_best: evaluations since then.
+        best_adapter: sha256 of the weights that were published with it, or None where none were.
     """
 
     step: int = 0
@@ -54,6 +57,7 @@ class Position:
     best_loss: float | None = None
     best_step: int = 0
     since_best: int = 0
+    best_adapter: str | None = None
 
 
 def save_checkpoint(output_dir: Path, model: Any, optimizer: Any, position: Position) -> Path:
@@ -96,8 +100,8 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     for folder in reversed(_checkpoints(output_dir)):
         try:
             state, position = json.loads(read_input(folder / _STATE)), read_position(folder)
-            numbers = all(isinstance(value, int | float | None) for value in dataclasses.asdict(position).values())
-            if numbers and position.step == _step(folder) and state["sha256"] == _digests(folder):
+            sound = all(isinstance(value, int | float | str | None) for value in vars(position).values())
+            if sound and position.step == _step(folder) and state["sha256"] == _digests(folder):
                 return folder, damaged
             fault = "its files are not what was saved"
         except OSError as error:
@@ -126,6 +130,18 @@ def read_position(folder: Path) -> Position:
     """Where the run stood when the checkpoint was written."""
     state = json.loads(read_input(folder / _STATE))
     return Position(**{name: value for name, value in state.items() if name != "sha256"})
+
+
+def resumed_position(folder: Path | None, output_dir: Path, console: Console) -> Position:
+    """Where a run goes on; without the best adapter so far where that is lost, or a later one has taken its place."""
+    if folder is None:
+        return Position()
+    position = read_position(folder)
+    if position.best_adapter in (None, published_digest(output_dir)):
+        return position
+    console.warn(f"{output_dir} does not hold the best adapter that the checkpoint knows of (step "
+                 f"{position.best_step:,}); the best of the evaluations to come takes its place")
+    return dataclasses.replace(position, best_loss=None, best_step=0, since_best=0, best_adapter=None)
 
 
 def read_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
@@ -182,7 +198,7 @@ def refuse_changed(config: RunConfig) -> None:
     faults += [f"--resume: the run began with {key.replace('_', ' ')} {old[key]}, and here it would be {new[key]}; go "
                "on as it began and on such a machine, or start anew with --force"
                for key in ("model_path", "device", "precision", "quantization") if old[key] != new[key] and not faults]
-    names = {*old["digests"], *new["digests"]} - ({BASE_DIGEST} if BASE_DIGEST not in old["digests"] else set())
+    names = {*old["digests"], *new["digests"]} - ({BASE_DIGEST, TOKENS_DIGEST} - old["digests"].keys())
     faults += [_refused(f"{name} has changed since") for name in sorted(names)
                if old["digests"].get(name) != new["digests"].get(name)]
     if faults:
@@ -229,6 +245,14 @@ def save_adapter(model: Any, initial: Mapping[str, Any], folder: Path) -> None:
     config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the scale stays
     config.init_lora_weights, config.inference_mode = True, True
     config.save_pretrained(folder)
+
+
+def published_digest(output_dir: Path) -> str:
+    """The sha256 of the adapter weights at the top of the output folder; "" where there are none."""
+    try:
+        return hashlib.sha256(read_input(output_dir / "adapter_model.safetensors")).hexdigest()
+    except OSError:
+        return ""
 
 
 def publish(output_dir: Path, write: Callable[[Path], Any]) -> None:

@@ -18,11 +18,11 @@ from llama2tut.models.loading import loading
 from llama2tut.models.memory import peak_gib
 from llama2tut.tasks.examples import Examples
 from llama2tut.training.checkpointing import (
-    Position,
     publish,
+    published_digest,
     read_checkpoint,
-    read_position,
     restore_optimizer,
+    resumed_position,
     save_adapter,
     save_checkpoint,
 )
@@ -48,7 +48,7 @@ class TrainingRun:
                  score: Callable[[Any], dict[str, float]] | None = None) -> None:
         self.config, self.console, self.checkpoint = config, console, checkpoint
         self.prepare, self.score = prepare, score
-        self.at = read_position(checkpoint) if checkpoint else Position()
+        self.at = resumed_position(checkpoint, config.output_dir, console)
         self.schedule: Schedule  # made when upstream asks for the training batches
         self.validation: list[dict[str, Any]] = []
         self.model: Any = None
@@ -234,8 +234,7 @@ class TrainingRun:
         width = request.context_length if request.packing and self.config.device == "cuda" else None
         if self.config.cuda_graphs:
             rows = rows + [[]] * (request.batch_size - len(rows))  # a short batch keeps the shape with rows of padding
-        return collate([[examples[index] for index in row] for row in rows], packed=request.packing, width=width,
-                       pad_id=0)
+        return collate([[examples[at] for at in row] for row in rows], packed=request.packing, width=width, pad_id=0)
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._append(entry)
@@ -263,6 +262,7 @@ class TrainingRun:
         better = math.isfinite(loss) and (self.at.best_loss is None or loss < self.at.best_loss)
         if better and self.config.request.keep == "best":
             self._publish()  # before answers are asked for, which can go wrong
+            self.at = dataclasses.replace(self.at, best_adapter=published_digest(self.config.output_dir))
         extra = self.score(self.model) if self.score else {}
         self._record({"step": step, "eval_loss": loss if math.isfinite(loss) else None, **extra})
         shown = "".join(f"  {name} {value:.3f}" for name, value in extra.items())
