@@ -316,6 +316,51 @@ def test_the_scores_of_a_whole_test_split_go_into_the_model_card(compare, run_cl
     assert text.count("## Use") == 1
 
 
+def test_each_model_card_has_its_own_score_and_none_where_that_is_in_doubt(compare, run_cli, adapters):
+    for name, source in (("own", "one"), ("longer", "two")):
+        shutil.copytree(adapters / "outputs" / source, adapters / name)
+    assert run_cli("compare", "--adapter", "own", "--adapter", "longer").code == 0
+    for name in ("own", "longer"):
+        scores = [line for line in (adapters / name / "README.md").read_text().splitlines() if "base |" in line
+                  or "finetuned" in line]
+        assert [line.split()[1] for line in scores] == ["base", "finetuned"]
+    saved = adapters / "own" / "llama2tut.yaml"
+    shutil.copy(adapters / "unscored" / "README.md", adapters / "own" / "README.md")
+    before = (adapters / "own" / "README.md").read_text()
+    saved.write_text(re.sub(r"(arithmetic_test.csv: ).*", r"\g<1>0000", saved.read_text()))
+    outcome = run_cli("compare", "--adapter", "own")
+    assert "has changed" in outcome.err
+    assert (adapters / "own" / "README.md").read_text() == before
+
+
+def test_the_rows_that_were_held_out_are_known_by_another_path_too(run_cli, toy_model_dir, arithmetic_dir, tmp_path,
+                                                                   monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(arithmetic_dir / "arithmetic_train.csv", "rows.csv")
+    assert run_cli("finetune", "--task", "arithmetic", "--data", "rows.csv", "--model", toy_model_dir, "--gpus", "0",
+                   "--max-steps", 1, "--output-dir", "run").code == 0
+    for path in ("./rows.csv", tmp_path / "rows.csv"):
+        outcome = run_cli("compare", "--adapter", "run", "--data", path, "--max-new-tokens", 2)
+        assert outcome.code == 0
+        assert "was trained on the rows" not in outcome.err
+
+
+def test_a_csv_of_as_many_rows_as_were_asked_for(compare):
+    def rows(*flags):
+        out = compare("--adapter", "outputs/one", "--format", "csv", *flags).out
+        return len(list(csv.DictReader(io.StringIO(out))))
+    assert [rows(), rows("--show", 8), rows("--show", 9)] == [20, 8, 9]
+
+
+def test_a_column_of_yes_and_no_makes_groups(compare, arithmetic_dir, tmp_path):
+    for split in ("train", "validation", "test"):
+        with (arithmetic_dir / f"arithmetic_{split}.csv").open() as file:
+            lines = [json.dumps({**row, "urgent": at % 4 == 0}) for at, row in enumerate(csv.DictReader(file))]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    outcome = compare("--adapter", "outputs/one", "--data", tmp_path, "--by", "urgent", "--format", "json")
+    assert {group["value"]: group["rows"] for group in json.loads(outcome.out)["groups"]} == {"True": 5, "False": 15}
+
+
 def test_files_that_changed_since_training_are_named(run_cli, toy_model_dir, arithmetic_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(arithmetic_dir, "rows")

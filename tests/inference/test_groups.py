@@ -83,6 +83,15 @@ def test_a_weak_group_is_found_among_many_and_comes_first():
     assert groups[0].means == (0.0, pytest.approx(sum(value for _, value in values[7::40]) / 20))
 
 
+def test_where_nothing_is_weak_few_comparisons_call_anything_worse():
+    chance, called = random.Random(1), 0
+    for _ in range(200):
+        labels = [{f"by{number}": str(chance.randrange(8)) for number in range(6)} for _ in range(200)]
+        values = [(0.0, float(chance.random() < 0.6)) for _ in labels]
+        called += any(group.worse for group in group_rows(labels, values, METRICS["exact_match"], judged=1))
+    assert called <= 10  # one in twenty at most, by any of 48 groups
+
+
 def test_a_single_wrong_row_is_not_called_worse():
     labels = [{"wording": f"w{at}"} for at in range(100)]
     groups = group_rows(labels, [(0.0, float(at != 3)) for at in range(100)], METRICS["exact_match"], judged=1)

@@ -9,7 +9,7 @@ import pytest
 from llama2tut.console import Console
 from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.inference import outside
-from llama2tut.inference.outside import find_server, read_answers
+from llama2tut.inference.outside import find_server, read_answers, read_prompts
 
 PROMPTS = ["one\n---\n", "two", "three", "two"]
 
@@ -145,6 +145,18 @@ def test_answers_of_a_file_are_found_by_their_prompts(tmp_path):
 def test_a_name_that_would_hide_another_column_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match="--answers"):
         read_answers(f"{write(tmp_path / 'a.jsonl', {'prompt': 'a', 'completion': 'A'})}:{name}", ["a"])
+
+
+def test_two_answers_to_one_prompt_are_refused(tmp_path):
+    once, again = {"prompt": "a", "completion": "A"}, {"prompt": "a", "completion": "B"}
+    assert read_answers(str(write(tmp_path / "a.jsonl", once, once)), ["a"])[2].texts == ["A"]
+    with pytest.raises(DataError, match="two ways"):
+        read_answers(str(write(tmp_path / "a.jsonl", once, again)), ["a"])
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.ndjson", "p.JSONL"])
+def test_prompts_one_a_line(tmp_path, name):
+    assert read_prompts(write(tmp_path / name, {"prompt": "a"}, {"prompt": "b"})) == ["a", "b"]
 
 
 def test_prompts_without_an_answer_are_refused(tmp_path):

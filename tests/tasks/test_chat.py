@@ -159,6 +159,49 @@ def test_every_shape_of_a_conversation_is_the_same_row(conversation):
     assert chat_cells(conversation) == {"messages": json.dumps(MESSAGES[:-1]), "answer": "No."}
 
 
+def test_turns_of_weight_0_are_read_and_not_trained_on():
+    said = [{**turn, "weight": 0} if turn["content"].startswith("Hello") else turn for turn in MESSAGES]
+    tokenizer = TOKENIZERS["SmolLM2"]
+    example, _ = encode_example(tokenizer, CHAT, chat_cells(said), 512)
+    assert example["input_ids"] == template_ids(tokenizer, MESSAGES)
+    assert tokenizer.decode([label for label in example["labels"] if label != -100]) == "No.<|im_end|>"
+    row = chat_cells([*MESSAGES[:-1], {**MESSAGES[-1], "weight": 0}])
+    assert row["answer"] == "Hello [you]."
+
+
+def test_a_system_text_beside_the_turns_is_the_first_turn_and_tools_there_are_refused(tmp_path):
+    assert chat_cells(MESSAGES[1:], system="Be brief.") == chat_cells(MESSAGES)
+    assert chat_cells(MESSAGES, system="Be long.") == chat_cells(MESSAGES)
+    assert chat_cells(MESSAGES, tools="[]") == chat_cells(MESSAGES)
+    rows = [{"conversations": MESSAGES[1:], "system": "Be brief.", "tools": ""} for _ in range(3)]
+    rows = [{**row, "conversations": [*row["conversations"][:-1], {"role": "assistant", "content": f"No {n}."}]}
+            for n, row in enumerate(rows * 20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert json.loads(load_rows(CHAT, str(tmp_path / "rows.jsonl"), seed=42).train[0]["messages"])[0] == MESSAGES[0]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({**row, "tools": "[{}]"}) for row in rows))
+    with pytest.raises(DataError, match="tools"):
+        load_rows(CHAT, str(tmp_path / "rows.jsonl"), seed=42)
+
+
+def test_the_first_token_of_an_answer_is_trained_on_where_the_prompt_ends_in_a_space():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = [("\u0120", "y"), ("\u0120y", "e"), ("\u0120ye", "s"), ("y", "e"), ("ye", "s")]
+    vocab = {word: at for at, word in enumerate([*words, *map("".join, merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=(
+        "{% for turn in messages %}{{ turn.role + ': ' + turn.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"))
+    row = chat_cells([{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "yes"}])
+    example, _ = encode_example(tokenizer, CHAT, row, 64)
+    assert [tokenizer.decode([label]) for label in example["labels"] if label != -100] == ["yes", "</s>"]
+    prompt, _ = encode_prompt(tokenizer, CHAT, row, 64)
+    assert example["input_ids"][:len(prompt)] == prompt
+
+
 @pytest.mark.parametrize(("conversation", "fault"), [
     (None, "no list of turns"), ("Hi", "no JSON list of turns"), (["Hi"], "no list of turns"),
     ([], "no assistant turn"), (MESSAGES[:2], "no assistant turn"), (MESSAGES[2:3], "no assistant turn"),

@@ -216,6 +216,10 @@ def test_alpaca_rows_with_and_without_an_input(tmp_path):
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     assert read(tmp_path / "alpaca.json", ALPACA)[0] == rows
     assert load_rows(ALPACA, str(tmp_path / "alpaca.json"), seed=42).notes == ()
+    (tmp_path / "more.json").write_text(json.dumps([{**row, "system": "", "history": [["a", "b"]]} for row in rows]))
+    [note] = load_rows(ALPACA, str(tmp_path / "more.json"), seed=42).notes
+    assert "history" in note
+    assert "system" not in note
     assert ALPACA.render(rows[1]).endswith("### Instruction:\n1: Add.\n\n### Input:\n1 and 1\n\n### Response:\n")
     assert ALPACA.render(rows[0]).endswith("completes the request.\n\n### Instruction:\n0: Add.\n\n### Response:\n")
     assert ALPACA.render(ALPACA.asking("Add.")) == ALPACA.render({"instruction": "Add.", "input": " "})

@@ -1,6 +1,5 @@
 """`llama2tut compare`: the same prompts answered by the base model and by each adapter, from one load of the base."""
 
-import dataclasses
 import io
 import os
 import shutil
@@ -37,7 +36,7 @@ from llama2tut.reports import exports, markdown, page, table, wording
 from llama2tut.reports.card import card_scores
 from llama2tut.reports.comparison import Column, ComparedRow, Comparison
 from llama2tut.tasks.metrics import Metric, Scores, metric_of, score
-from llama2tut.tasks.tokenize import chat_texts
+from llama2tut.tasks.tokenize import chat_texts, ids_as_read
 
 _LARGEST_PICTURE = 2**21  # bytes; a run draws about 40 kB
 
@@ -55,7 +54,7 @@ def run(request: CompareRequest, console: Console) -> Result:
     if len({os.path.realpath(path) for path in adapters}) < len(adapters):
         faults.append("--adapter names one folder twice; give each once")
     if request.prompt_file:
-        faults.attempt(wording.check_show, request.show, None)
+        faults.attempt(wording.check_show, request.show or "all", None)
     faults.attempt(_check_output, request.output)
     votes = faults.attempt(read_votes, request.votes) if request.votes else None
     count = faults.attempt(ranks_to_start, request.gpus) or 1
@@ -68,7 +67,7 @@ def run(request: CompareRequest, console: Console) -> Result:
     if votes:
         faults.attempt(votes.check_prompts, config.prompts)
     metric = metric_of(config.task) if config.rows else None
-    faults.attempt(wording.check_show, request.show, metric)
+    faults.attempt(wording.check_show, request.show or "all", metric)
     faults.attempt(_check_scored, request, metric)
     labels = faults.attempt(label_rows, config.task, config.rows, request.by) if config.task and metric else None
     server, files = _outside(request, config.prompts, faults)
@@ -91,13 +90,20 @@ def run(request: CompareRequest, console: Console) -> Result:
             shown = visible(shown)  # the table has seen to that itself: its colours are its own
     own = all(getattr(request, name) is None for name in ("model", "task", "data", "limit", "max_new_tokens",
                                                           "quantization", "precision"))
-    alike = len(adapters) == 1 or not config.cautions  # else the table is not what each would have by itself
-    if metric and own and alike and request.split == "test":
-        try:
-            card_scores(adapters, comparison)
-        except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
-            console.warn(str(error))
+    if metric and own and request.split == "test":
+        _note_scores(comparison, config, console)
     return Result(shown, 3 if _gates(comparison, request, console) else 0)
+
+
+def _note_scores(comparison: Comparison, config: InferenceConfig, console: Console) -> None:
+    """Write the scores into the model cards, unless a warning says that they may not mean what they seem to."""
+    if config.cautions:
+        console.note("model cards keep the scores that they have, because of these warnings")
+        return
+    try:
+        card_scores(comparison)
+    except MachineError as error:  # a folder of someone else's, say; the answers are what was asked for
+        console.warn(str(error))
 
 
 def _outside(request: CompareRequest, prompts: Sequence[str],
@@ -166,11 +172,15 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
     shots = few_shot_ids(config, ids, tokenizer) if config.shots else None
     folder = answers_folder() if request.cache else None
     models = Models(config, ids, folder, console)
-    served = {}
+    served, warnings = {}, list(config.warnings)
     if server and ranks.rank() == 0:
         column = Column("server", "server", f"{server.model} at {server.url}")
         task = config.task
         texts = chat_texts(tokenizer, task, config.inputs) if task and task.chat and config.inputs else config.prompts
+        if odd := sum(map(list.__ne__, ids, ids_as_read(tokenizer, texts))):
+            warnings.append(f"server: {odd:,} of {len(ids):,} prompts are other tokens to it than to the models here, "
+                            "which shorten long rows and take special tokens in cells for plain text")
+            console.warn(warnings[-1])
         served[column] = server.answers(texts, config.max_new_tokens, folder, console)
     found = _answers(config, request, models, ids, shots) | served | files
     forgetting: dict[str, list[Forgetting]] = {}
@@ -194,7 +204,7 @@ def compare(config: InferenceConfig, labels: Sequence[Mapping[str, str]], reques
     settings = {"split": request.split if task else None, "data": config.source, "held_out": config.held_out or None,
                 "device": config.device, "quantization": config.quantization, "precision": config.precision,
                 "max_new_tokens": config.max_new_tokens, "seed": request.seed, "versions": package_versions(),
-                "warnings": list(config.warnings) or None}
+                "warnings": warnings or None}
     if task and (metric := metric_of(task)):
         settings |= {"scored_on": metric.tokens or None, "ignored": ", ".join(task.ignore) or None}
     first = config.adapters[0]
@@ -248,14 +258,14 @@ def _render(form: str, comparison: Comparison, request: CompareRequest, width: i
         return page.page(comparison)
     if form == "json":
         return exports.json(comparison)
-    typed = request.show != next(field.default for field in dataclasses.fields(request) if field.name == "show")
+    show = request.show or ("all" if form == "csv" else "8")
     if form == "csv":
-        return exports.csv(comparison, show=request.show if typed else "all", spreadsheet_safe=request.spreadsheet_safe)
+        return exports.csv(comparison, show=show, spreadsheet_safe=request.spreadsheet_safe)
     if form == "markdown":
-        return markdown.markdown(comparison, request.show)
+        return markdown.markdown(comparison, show)
     encoding = getattr(console.out, "encoding", None) or "utf-8"
     ascii_only = encoding.lower().replace("-", "") not in ("utf8", "utf16", "utf32", "gb18030")
-    return table.table(comparison, show=request.show, width=width, ascii=ascii_only,
+    return table.table(comparison, show=show, width=width, ascii=ascii_only,
                         color=console.out.isatty() and "NO_COLOR" not in os.environ)
 
 

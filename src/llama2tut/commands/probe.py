@@ -1,4 +1,4 @@
-"""What torch and bitsandbytes say about the device, as JSON on stdout: `python -m llama2tut.probe cpu|cuda`.
+"""What torch and bitsandbytes say about the device, as JSON on stdout: `python -m llama2tut.commands.probe cpu|cuda`.
 
 A process of its own for `doctor`: a broken build can take its process down, and a hung driver never answers.
 """

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llama2tut.config.requests import CompareRequest, InferRequest
 from llama2tut.models.adapters import Adapter, saved_task
+from llama2tut.tables.reading import kind
 from llama2tut.tasks.rows import Rows
-from llama2tut.tasks.sources import split_of
+from llama2tut.tasks.sources import SUFFIXES, split_of
 from llama2tut.tasks.task import Task
 from llama2tut.tasks.task_files import task_digest
 
@@ -29,7 +30,7 @@ def cautions(adapters: Sequence[Adapter], request: InferRequest | CompareRequest
         found += _divided_otherwise(adapters, rows, request)
         saved = adapters[0].request.get("data") if adapters else None
         if request.split == "train" or request.data not in (None, saved):
-            found += _trained_on(rows.digests, request.split, adapters)
+            found += _trained_on(rows, request.split, adapters)
     return found
 
 
@@ -90,10 +91,14 @@ def _changed(digests: Mapping[str, str], adapters: Iterable[Adapter]) -> list[st
             for adapter in adapters for file, digest in digests.items() if adapter.digests.get(file, digest) != digest]
 
 
-def _trained_on(digests: Mapping[str, str], split: str, adapters: Iterable[Adapter]) -> Iterator[str]:
+def _trained_on(rows: Rows, split: str, adapters: Iterable[Adapter]) -> Iterator[str]:
     """For each adapter that was trained on what is asked: the train split, or the same file as another."""
+    digests = rows.digests
     asked = {digest: file for file, digest in digests.items() if len(digests) == 1 or split_of(file) == split}
     for adapter in adapters:
+        own = {digest for file, digest in adapter.digests.items() if kind(file) in SUFFIXES}
+        if split in rows.held_out and own == set(digests.values()):
+            continue  # the same files by another path: the rows that are asked were held out of training
         files = {file for file, digest in adapter.digests.items() if split_of(file) == "train" and digest in asked}
         if files:
             yield (f"{adapter.path} was trained on the rows that are asked here ({', '.join(sorted(files))}); the "

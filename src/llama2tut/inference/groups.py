@@ -33,7 +33,8 @@ class Group:
         rows: how many they are.
         means: their headline score in each column of answers.
         loss: what the first adapter's score over all rows would gain if these did as well as the others do.
-        worse: that this is more than chance would do, however many groups were looked at.
+        worse: that this is more than chance would do, however many groups were looked at (Bonferroni's correction); of
+            fewer than `FEWEST` rows it is not asked.
     """
 
     by: str
@@ -131,19 +132,20 @@ def group_rows(labels: Sequence[Mapping[str, str]], values: Sequence[Sequence[fl
     # A row did well where it is right, or where its grade is not below the median's: then chance can be counted.
     least = median(own) if metric.graded else metric.top
     well = [value >= least for value in own]
+    members: dict[tuple[str, str], list[int]] = {}
+    for at, row in enumerate(labels):
+        for label in row.items():
+            members.setdefault(label, []).append(at)
+    judgable = sum(len(group) >= FEWEST for group in members.values())
     total, found = sum(own), []
-    for by in dict.fromkeys(name for row in labels for name in row):
-        members: dict[str, list[int]] = {}
-        for at, row in enumerate(labels):
-            if by in row:
-                members.setdefault(row[by], []).append(at)
-        for value, group in members.items():
-            means = tuple(map(mean, zip(*(values[at] for at in group), strict=True)))
-            others = len(own) - len(group)
-            rest = (total - means[judged] * len(group)) / others if others else means[judged]
-            loss = (rest - means[judged]) * len(group) / len(own)
-            chance = _at_most(sum(well[at] for at in group), len(group), sum(well), len(own))
-            found.append(Group(by, value, len(group), means, loss, loss > 0 and chance * len(members) < _CHANCE))
+    for (by, value), group in members.items():
+        means = tuple(map(mean, zip(*(values[at] for at in group), strict=True)))
+        others = len(own) - len(group)
+        rest = (total - means[judged] * len(group)) / others if others else means[judged]
+        loss = (rest - means[judged]) * len(group) / len(own)
+        chance = _at_most(sum(well[at] for at in group), len(group), sum(well), len(own)) * judgable
+        worse = loss > 0 and len(group) >= FEWEST and chance < _CHANCE
+        found.append(Group(by, value, len(group), means, loss, worse))
     return tuple(sorted(found, key=lambda group: -group.loss))
 
 

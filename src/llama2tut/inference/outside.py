@@ -19,6 +19,7 @@ from llama2tut.errors import DataError, MachineError, UsageError
 from llama2tut.files import read_input
 from llama2tut.inference.columns import Kept
 from llama2tut.inference.generate import Answers
+from llama2tut.tables.reading import kind
 from llama2tut.tables.table import cell_text
 from llama2tut.tasks.metrics import METRICS
 
@@ -40,7 +41,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a line is no such object; file and line are named.
     """
-    if path.suffix == ".jsonl":
+    if kind(path.name) in (".jsonl", ".ndjson"):
         return [entry["prompt"] for entry in _read_lines("--prompt-file", path, "prompt")]
     text = _read_text("--prompt-file", path)
     if not text.strip():
@@ -61,7 +62,11 @@ def read_answers(given: str, prompts: Sequence[str]) -> tuple[str, str, Answers]
     if not re.fullmatch(r"[A-Za-z]\w{0,39}", name, re.ASCII) or _TAKEN.fullmatch(name):
         raise UsageError(f"--answers {given}: a column cannot be called {name!r}; give another name, as "
                          f"--answers {path}:mine")
-    found = {entry["prompt"]: entry for entry in _read_lines("--answers", path, "prompt", "completion")}
+    found: dict[str, dict[str, Any]] = {}
+    for entry in _read_lines("--answers", path, "prompt", "completion"):
+        first = found.setdefault(entry["prompt"], entry)
+        if first["completion"] != entry["completion"]:
+            raise DataError(f"--answers {path} answers one prompt in two ways ({entry['prompt'][:60]!r}); keep one")
     if missing := [number for number, prompt in enumerate(prompts, 1) if prompt not in found]:
         raise DataError(f"--answers {path} has no answer to {len(missing):,} of {len(prompts):,} prompts (row "
                         f"{missing[0]} is the first); its prompts must be those that are asked here, template and all")

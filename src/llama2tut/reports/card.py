@@ -142,11 +142,12 @@ def _methods(request: FinetuneRequest) -> str:
     return "".join(f", {method}" for method in methods if method)
 
 
-def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
+def card_scores(comparison: Comparison) -> None:
     """Put the scores of a whole test split into each adapter's model card, in the place kept for them."""
     from llama2tut.reports.markdown import score_table
 
-    for card in (path / "README.md" for path in adapters):
+    for at in comparison.tuned:
+        card = Path(comparison.columns[at].source, "README.md")
         try:
             text = card.read_text(encoding="utf-8") if card.is_file() else ""
         except UnicodeDecodeError:
@@ -155,4 +156,4 @@ def card_scores(adapters: Iterable[Path], comparison: Comparison) -> None:
         _, use, rest = rest.partition("## Use\n")
         if scores and use:
             with writing(card, "compare again"):
-                write_whole(card, f"{head}{scores}\n{score_table(comparison)}\n\n{use}{rest}")
+                write_whole(card, f"{head}{scores}\n{score_table(comparison.alone(at))}\n\n{use}{rest}")

@@ -99,6 +99,16 @@ class Comparison:
         """The places of columns that something else has answered: servers and files."""
         return tuple(at for at, column in enumerate(self.columns) if column.kind in ("server", "answers"))
 
+    def alone(self, at: int) -> "Comparison":
+        """The comparison of the base model with one adapter, as it is where no other column is asked for."""
+        keep = (0, at)
+        rows = tuple(replace(row, answers=tuple(row.answers[place] for place in keep),
+                             values=tuple(row.values[place] for place in keep),
+                             cut=tuple(row.cut[place] for place in keep)) for row in self.rows)
+        return replace(self, columns=(self.columns[0], replace(self.columns[at], name="finetuned")), rows=rows,
+                       scores=tuple(self.scores[place] for place in keep if self.scores), preference=None,
+                       tokens_per_second=tuple(self.tokens_per_second[place] for place in keep))
+
     def same(self, at: int) -> int:
         """On how many rows a column answers as the first adapter does, white space around answers aside."""
         return sum(row.answers[at].strip() == row.answers[self.tuned[0]].strip() for row in self.rows)

@@ -157,8 +157,8 @@ def score_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def telling_groups(comparison: Comparison) -> list[Group]:
-    """The groups that are shown: those of enough rows, and those that do worse than chance would have it."""
-    return [group for group in comparison.groups if group.rows >= FEWEST or group.worse]
+    """The groups that are shown: those of enough rows."""
+    return [group for group in comparison.groups if group.rows >= FEWEST]
 
 
 def group_table(comparison: Comparison) -> list[list[str]]:

@@ -35,7 +35,13 @@ def _delimited(label: str, file: BinaryIO, reading: Reading, mark: str | None) -
 def _records(label: str, text: io.TextIOWrapper, mark: str) -> Iterator[list[str]]:
     """The records, [] for a blank line."""
     lines: list[str] = []  # of one record
-    reader = csv.reader((lines.append(part) or part for part in text), delimiter=mark, strict=True)
+
+    def noted() -> Iterator[str]:
+        for part in text:
+            lines.append(part)
+            yield part
+
+    reader = csv.reader(noted(), delimiter=mark, strict=True)
     number, line, limit = 0, 1, csv.field_size_limit(_LARGEST_CELL)
     try:
         for record in reader:

@@ -15,6 +15,7 @@ A set without a validation or test split has rows held out of train for it (hold
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -155,6 +156,7 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
     bad: dict[tuple[str, str], list[int]] = {}
     headers = []
     placed = []
+    unread: dict[str, None] = {}
     for number, cells in until_fault(_conversations(table, bad) if task.chat else table.rows, faults):
         if all(cells.get(column) == column for column in task.columns):
             headers.append(number)
@@ -165,12 +167,15 @@ def _checked(task: Task, table: Table, faults: list[str], notes: list[str], also
             wrong = {prompt: "empty", **{column: fault for column, fault in wrong.items() if column not in optional}}
         for column, fault in wrong.items():
             bad.setdefault((column, fault), []).append(number)
-        others = tuple(cell_text(cells.get(column))[0] for column in further) if cells.keys() & further else ()
+        others = tuple(map(_label, map(cells.get, further))) if cells.keys() & further else ()
+        unread |= {column: None for column in task.unread if cells.get(column)}
         placed.append(_Placed(tuple(text for text, _ in texts.values()), others, file, number))
     file.there = tuple(column for column in further if column in table.columns)
     if (placed or bad) and (missing := _missing(task, table)):
         faults += missing
         return []
+    if unread:
+        notes.append(f"{table.label}: {' and '.join(unread)} not read by task {task.name}; what is there is left out")
     if headers:
         notes.append(f"{table.label}: the header stands again as {numbered(headers)}")
     for (column, fault), numbers in bad.items():
@@ -187,9 +192,14 @@ def _conversations(table: Table, bad: dict[tuple[str, str], list[int]]) -> Itera
     for number, cells in table.rows:
         column = next((name for name in CONVERSATIONS if name in cells), CONVERSATIONS[0])
         try:
-            yield number, {**cells, **chat_cells(cells.get(column))}
+            yield number, {**cells, **chat_cells(cells.get(column), cells.get("system"), cells.get("tools"))}
         except ValueError as fault:
             bad.setdefault((repr(column), str(fault)), []).append(number)
+
+
+def _label(cell: Any) -> str:
+    """A cell that names a row or its group: what is no text for a model, as yes and no or a date, names one too."""
+    return str(cell) if isinstance(cell, bool | date) else cell_text(cell)[0]
 
 
 def _missing(task: Task, table: Table) -> list[str]:

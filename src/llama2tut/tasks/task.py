@@ -47,6 +47,7 @@ class Task:
         metric: how answers are scored: a name in `metrics.METRICS`, or `none`.
         extract: answer or reference -> the part of it that is compared, or None.
         ignore: differences that do not count: some of `metrics.IGNORED`.
+        unread: columns that other trainers read of such rows, and that are left out here.
         shorten: the column cut at its front when a row is longer than the context, or None.
         max_new_tokens: how long an answer may get, in tokens.
         default_data: where rows come from when `--data` is not given: a folder, a hub id, or None.
@@ -74,6 +75,7 @@ class Task:
     sheet: str | None = None
     chat: Chat | None = None
     ignore: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     at: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -86,6 +88,11 @@ class Task:
         """Those of the prompt's columns that a row may do without."""
         needed = _PLACEHOLDER.findall(self.bare_prompt or self.prompt)
         return tuple(column for column in self.prompt_columns if column not in needed)
+
+    @property
+    def one_text(self) -> bool:
+        """Whether one text fills the prompt, as `asking` does: it needs one column, or it is a conversation."""
+        return len(self.prompt_columns) - len(self.optional_columns) == 1
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,17 +135,21 @@ class Task:
         return {column: "" if column in self.optional_columns else cell for column in self.prompt_columns}
 
 
-def turns(row: Mapping[str, str]) -> list[dict[str, str]]:
-    """The turns of a chat row before its answer, each with `role` and `content`."""
-    found: list[dict[str, str]] = json.loads(row["messages"])
+def turns(row: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The turns of a chat row before its answer, each with `role` and `content`; `weight` 0 where it is not trained."""
+    found: list[dict[str, Any]] = json.loads(row["messages"])
     return found
 
 
-def chat_cells(conversation: Any) -> dict[str, str]:
+def chat_cells(conversation: Any, system: Any = None, tools: Any = None) -> dict[str, str]:
     """A conversation as cells: `messages`, JSON of the turns before the last assistant's, and that one as `answer`.
+
+    Assistant turns of weight 0, as OpenAI marks those that are not to be trained on, are no answers.
 
     Args:
         conversation: a list of {role, content} or {from, value}, or JSON of one.
+        system: the first turn's text, where it stands beside the conversation.
+        tools: what stands there as the tools that the model may call.
 
     Raises:
         ValueError: what is wrong with it.
@@ -150,14 +161,18 @@ def chat_cells(conversation: Any) -> dict[str, str]:
             raise ValueError("no JSON list of turns") from None
     if not isinstance(conversation, list) or not all(isinstance(turn, Mapping) for turn in conversation):
         raise ValueError("no list of turns")
+    if tools and tools != "[]":
+        raise ValueError("tools beside it, which cannot be trained on here")
     found = [_turn(turn) for turn in conversation]
-    answers = [number for number, turn in enumerate(found) if turn["role"] == "assistant"]
+    if isinstance(system, str) and system.strip() and found[:1] and found[0]["role"] != "system":
+        found.insert(0, {"role": "system", "content": system})
+    answers = [number for number, turn in enumerate(found) if turn["role"] == "assistant" and "weight" not in turn]
     if not answers or not answers[-1]:
         raise ValueError("no assistant turn after another one")
     return {"messages": _as_json(found[:answers[-1]]), "answer": found[answers[-1]]["content"]}
 
 
-def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if role in ("tool", "function", "observation", "function_call") or turn.get("tool_calls"):
         raise ValueError("a tool turn, which cannot be trained on here")
@@ -167,7 +182,8 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str) or not content.strip():
         raise ValueError("a turn without text")
-    return {"role": _ROLES[role], "content": content}
+    untrained = {"weight": 0} if _ROLES[role] == "assistant" and turn.get("weight") == 0 else {}
+    return {"role": _ROLES[role], "content": content, **untrained}
 
 
 def _as_json(value: Any) -> str:
@@ -253,6 +269,7 @@ ALPACA = Task(
     max_new_tokens=256,
     shorten="input",
     recipe="samsum",
+    unread=("system", "history"),
 )
 
 BUILT_IN = {task.name: task for task in (ARITHMETIC, SAMSUM, CHAT, ALPACA)}

@@ -6,19 +6,18 @@ Special tokens that a template spells, as `<|im_start|>`, are tokens. Cells are 
 the tokens of its characters, never the token that ends an answer.
 """
 
-import copy
 import functools
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypedDict
 
 from llama2tut.errors import DataError, ModelError, reason
+from llama2tut.tasks.special_tokens import NUL, marked, parted, special_tokens, with_marks
 from llama2tut.tasks.task import Task, turns
 
 _WORD_START = re.compile(r"(?<!\S)\S")
 _LOOK_AHEAD = 80  # characters; a "word" longer than this is a script without spaces, or a link
-# No cell holds this character. It parts what spells a special token in a cell, and encloses what stands for one.
-_NUL = "\0"
 _SAME: dict[int, int] = {}  # one object an id: a million rows have a hundred million ids, each of 32 bytes otherwise
 
 
@@ -103,7 +102,7 @@ def _chats(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list[E
         except DataError as fault:
             written.append(fault)
     texts = [item[0] for item in written if not isinstance(item, DataError)]
-    reader, marks = _marked(tokenizer)
+    reader, marks = marked(tokenizer)
     found = reader(texts, split_special_tokens=True, add_special_tokens=False, return_offsets_mapping=True,
                    verbose=False) if texts else {"input_ids": [], "offset_mapping": []}
     tokens = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
@@ -113,11 +112,29 @@ def _chats(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list[E
             examples.append(item)
             continue
         ids, places = next(tokens)
+        starts = [start for start, _ in item[1]]
+        if any(place[0] < start < place[1] for place in places for start in starts):
+            ids, places = _apart(reader, item[0], starts)
         ids = [marks.get(token, token) for token in ids]
         labels = [token if any(start <= place[0] < end for start, end in item[1]) else -100
                   for token, place in zip(ids, places, strict=True)]
         examples.append(Example(input_ids=ids, labels=labels, attention_mask=[1] * len(ids)))
     return examples
+
+
+def _apart(reader: Any, text: str, cuts: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and places of a text that is read piece by piece, as a prompt is and the answer that a model goes on with.
+
+    Read in one, a token could hold the prompt's last character and the answer's first: it would never be trained on.
+    """
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    for first, last in pairwise([0, *cuts, len(text)]):
+        piece = reader(text[first:last], split_special_tokens=True, add_special_tokens=False,
+                       return_offsets_mapping=True, verbose=False)
+        ids += piece["input_ids"]
+        places += [(first + start, first + end) for start, end in piece["offset_mapping"]]
+    return ids, places
 
 
 def _conversation(tokenizer: Any, task: Task, row: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
@@ -132,7 +149,7 @@ def _conversation(tokenizer: Any, task: Task, row: dict[str, str]) -> tuple[str,
     whole = _rendered(tokenizer, task, said, ask=False)
     spans = []
     for number, turn in enumerate(said, 1):
-        if turn["role"] != "assistant" or (task.chat.trained == "last" and number < len(said)):
+        if turn["role"] != "assistant" or "weight" in turn or (task.chat.trained == "last" and number < len(said)):
             continue
         before = _rendered(tokenizer, task, said[:number - 1], ask=True)
         after = _rendered(tokenizer, task, said[:number], ask=False)
@@ -142,11 +159,11 @@ def _conversation(tokenizer: Any, task: Task, row: dict[str, str]) -> tuple[str,
         *_, last = [None, *specials.finditer(after, len(before))]
         if last and not after[last.end():].strip():  # a line break behind the end of a turn is no part of it
             after = after[:last.end()]
-        spans.append((len(_written(specials, before)), len(_written(specials, after))))
-    return _written(specials, whole), spans
+        spans.append((len(with_marks(specials, before)), len(with_marks(specials, after))))
+    return with_marks(specials, whole), spans
 
 
-def _rendered(tokenizer: Any, task: Task, said: Sequence[dict[str, str]], *, ask: bool) -> str:
+def _rendered(tokenizer: Any, task: Task, said: Sequence[dict[str, Any]], *, ask: bool) -> str:
     """Turns as the chat template writes them; with `ask`, up to where the next answer begins.
 
     Raises:
@@ -158,9 +175,9 @@ def _rendered(tokenizer: Any, task: Task, said: Sequence[dict[str, str]], *, ask
         raise ModelError("the base model has no chat template; choose a --model that has one, or name a Jinja file as "
                          "chat_template in a TASK.yaml")
     specials = special_tokens(tokenizer)
-    parted = [{**turn, "content": _parted(specials, turn["content"])} for turn in said]
+    spelt = [{"role": turn["role"], "content": parted(specials, turn["content"])} for turn in said]
     try:
-        return str(tokenizer.apply_chat_template(parted, tokenize=False, add_generation_prompt=ask,
+        return str(tokenizer.apply_chat_template(spelt, tokenize=False, add_generation_prompt=ask,
                                                  chat_template=task.chat.template))
     except Exception as error:  # a template may raise what it likes
         raise DataError(f"the chat template refuses the conversation ({reason(error)}); mend the row, or name another "
@@ -172,7 +189,7 @@ def _prompts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> list
         texts = [_rendered(tokenizer, task, turns(row), ask=True) for row in rows]
         return _ids(tokenizer, texts, add_special_tokens=False)
     specials = special_tokens(tokenizer)
-    texts = [task.render({column: f"{_NUL}{_parted(specials, row[column])}{_NUL}" for column in task.prompt_columns})
+    texts = [task.render({column: f"{NUL}{parted(specials, row[column])}{NUL}" for column in task.prompt_columns})
              for row in rows]
     bos = tokenizer.bos_token_id
     encoded = [_without_eos(tokenizer, ids) for ids in _ids(tokenizer, texts)]
@@ -186,7 +203,7 @@ def chat_texts(tokenizer: Any, task: Task, rows: Sequence[dict[str, str]]) -> li
         ModelError: there is no chat template.
         DataError: it refuses the turns.
     """
-    texts = [_rendered(tokenizer, task, turns(row), ask=True).replace(_NUL, "") for row in rows]
+    texts = [_rendered(tokenizer, task, turns(row), ask=True).replace(NUL, "") for row in rows]
     return [text.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else text for text in texts]
 
 
@@ -199,6 +216,11 @@ def _completions(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 def prompt_text_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Ids of prompts read as plain text, which an answer is to follow."""
     return [_without_eos(tokenizer, ids) for ids in plain_ids(tokenizer, texts)]
+
+
+def ids_as_read(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of prompts as a server reads them, to which all that spells a special token is one."""
+    return [_without_eos(tokenizer, ids) for ids in tokenizer(texts, verbose=False).input_ids]
 
 
 def plain_ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
@@ -215,17 +237,10 @@ def _ids(tokenizer: Any, texts: list[str], **options: bool) -> list[list[int]]:
     """
     specials = special_tokens(tokenizer)
     if not any(specials.search(text) for text in texts):
-        return plain_ids(tokenizer, [text.replace(_NUL, "") for text in texts], **options)
-    reader, marks = _marked(tokenizer)
-    written = [_written(specials, text) for text in texts]
+        return plain_ids(tokenizer, [text.replace(NUL, "") for text in texts], **options)
+    reader, marks = marked(tokenizer)
+    written = [with_marks(specials, text) for text in texts]
     return [[marks.get(token, token) for token in ids] for ids in plain_ids(reader, written, **options)]
-
-
-def _written(specials: re.Pattern[str], text: str) -> str:
-    """A text with a mark for each special token in it, and without all other NULs."""
-    between, names = specials.split(text), specials.findall(text)
-    marks = [*map(_mark, names), ""]
-    return "".join(plain.replace(_NUL, "") + mark for plain, mark in zip(between, marks, strict=True))
 
 
 def _without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -243,36 +258,6 @@ def adds_bos(tokenizer: Any) -> bool:
 def _adds_eos(tokenizer: Any) -> bool:
     """Whether the tokenizer itself puts eos at the end of every text."""
     return bool(tokenizer("a").input_ids[-1] == tokenizer.eos_token_id)
-
-
-@functools.lru_cache(maxsize=4)
-def special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """A pattern that finds the names of a tokenizer's special tokens in text, longer names first."""
-    names = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
-    return re.compile("|".join(map(re.escape, reversed(names))) or "(?!)")
-
-
-@functools.lru_cache(maxsize=4)
-def _marked(tokenizer: Any) -> tuple[Any, dict[int, int]]:
-    """A copy of the tokenizer that reads the marks of its special tokens, and mark's id -> token's id."""
-    from tokenizers import AddedToken
-
-    reader = copy.deepcopy(tokenizer)
-    marks = {}
-    for number, token in tokenizer.added_tokens_decoder.items():
-        if token.special:
-            mark = AddedToken(_mark(token.content), lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
-            reader.add_tokens([mark])
-            marks[reader.convert_tokens_to_ids(mark.content)] = number
-    return reader, marks
-
-
-def _mark(name: str) -> str:
-    return f"{_NUL}{_NUL.join(name)}{_NUL}"
-
-
-def _parted(specials: re.Pattern[str], cell: str) -> str:
-    return _NUL.join(cell) if specials.search(cell) else cell
 
 
 def _example(prompt: list[int], completion: list[int]) -> Example:
