@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -242,27 +243,33 @@ def test_a_prompt_goes_through_the_template_that_the_adapter_was_trained_with(ru
     assert raw.out != asked.out
 
 
-def test_one_text_fills_a_template_whose_other_columns_are_optional(run_cli, tuned, tmp_path):
-    folder = shutil.copytree(tuned, tmp_path / "adapter")
-    saved = (folder / "llama2tut.yaml").read_text()
-    (folder / "llama2tut.yaml").write_text(saved.replace("task: arithmetic", "task: alpaca"))
-    asked = run_cli("infer", "--adapter", folder, "--prompt", "Name a colour.", "--max-new-tokens", 8)
+@pytest.fixture
+def tuned_for(tuned, tmp_path):
+    """The same adapter as if it had been trained for another task."""
+    def make(task: str) -> Path:
+        folder = shutil.copytree(tuned, tmp_path / "adapter")
+        saved = (folder / "llama2tut.yaml").read_text()
+        (folder / "llama2tut.yaml").write_text(saved.replace("task: arithmetic", f"task: {task}"))
+        return folder
+
+    return make
+
+
+def test_one_text_fills_a_template_whose_other_columns_are_optional(run_cli, tuned_for):
+    flags = ("--adapter", tuned_for("alpaca"), "--max-new-tokens", 8)
+    asked = run_cli("infer", *flags, "--prompt", "Name a colour.")
     assert "task: alpaca" in asked.err
     whole = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
              "\n\n### Instruction:\nName a colour.\n\n### Response:\n")
-    assert asked.out == run_cli("infer", "--adapter", folder, "--raw", "--prompt", whole, "--max-new-tokens", 8).out
+    for more in ((), ("--raw",)):  # what is in the template already is put into it no second time
+        assert asked.out == run_cli("infer", *flags, *more, "--prompt", whole).out
 
 
-def test_a_task_that_cannot_be_used_from_here_leaves_the_prompt_as_it_is(run_cli, tuned, tmp_path):
-    import shutil
-
-    folder = shutil.copytree(tuned, tmp_path / "adapter")
-    saved = (folder / "llama2tut.yaml").read_text()
-    (folder / "llama2tut.yaml").write_text(saved.replace("task: arithmetic", "task: gone.yaml"))
-    asked = run_cli("infer", "--adapter", folder, "--prompt", "What is 19-59?", "--max-new-tokens", 8)
+def test_a_task_that_cannot_be_used_from_here_leaves_the_prompt_as_it_is(run_cli, tuned, tuned_for):
+    question = ("--prompt", "What is 19-59?", "--max-new-tokens", 8)
+    asked = run_cli("infer", "--adapter", tuned_for("gone.yaml"), *question)
     assert "gone.yaml" in asked.err
-    assert asked.out == run_cli("infer", "--adapter", tuned, "--raw", "--prompt", "What is 19-59?",
-                                "--max-new-tokens", 8).out
+    assert asked.out == run_cli("infer", "--adapter", tuned, "--raw", *question).out
 
 
 def test_an_empty_answer_is_said(infer, monkeypatch, tmp_path):
