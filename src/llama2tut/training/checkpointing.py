@@ -100,8 +100,9 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     for folder in reversed(_checkpoints(output_dir)):
         try:
             state, position = json.loads(read_input(folder / _STATE)), read_position(folder)
-            sound = all(isinstance(value, int | float | str | None) for value in vars(position).values())
-            if sound and position.step == _step(folder) and state["sha256"] == _digests(folder):
+            numbers = all(isinstance(value, int | float | None) for name, value in vars(position).items()
+                          if name != "best_adapter")
+            if numbers and position.step == _step(folder) and state["sha256"] == _digests(folder):
                 return folder, damaged
             fault = "its files are not what was saved"
         except OSError as error:
