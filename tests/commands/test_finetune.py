@@ -23,9 +23,9 @@ from llama2tut.training.loop import TrainingRun
 def finetune(run_cli, toy_model_dir, arithmetic_dir, tmp_path):
     """Runs finetune with small settings; more flags may follow."""
 
-    def run(*flags, folder="run"):
-        return run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", toy_model_dir,
-                       "--gpus", 0, "--batch-size", 4, "--context-length", 256, "--limit", 40, "--eval-limit", 8,
+    def run(*flags, folder="run", model=toy_model_dir):
+        return run_cli("finetune", "--task", "arithmetic", "--data", arithmetic_dir, "--model", model, "--gpus", 0,
+                       "--batch-size", 4, "--context-length", 256, "--limit", 40, "--eval-limit", 8,
                        "--output-dir", tmp_path / folder, *flags)
 
     return run
@@ -631,6 +631,22 @@ def test_dry_run_says_where_rows_go_wrong():
 def test_eval_generate_scores_validation_rows(finetune, tmp_path):
     assert finetune("--eval-generate", 3).code == 0
     assert [entry["eval_exact_match"] for entry in metrics(tmp_path / "run") if "eval_loss" in entry] == [0.0]
+
+
+def test_answers_in_training_end_where_the_generation_settings_end_them_too(finetune, toy_model_dir, tmp_path,
+                                                                            monkeypatch):
+    from llama2tut.inference.generate import Generator
+
+    base, found, answers = tmp_path / "base", [], Generator.answers
+    shutil.copytree(toy_model_dir, base)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(2, 264)]}))
+    monkeypatch.setattr(Generator, "answers", lambda *args, **given: found.append(answers(*args, **given)) or found[0])
+    outcome = finetune("--eval-generate", 3, "--max-steps", 1)
+    assert outcome.code == 0, outcome.err
+    assert found.pop().new_tokens > 3
+    outcome = finetune("--eval-generate", 3, "--max-steps", 1, model=base, folder="early")
+    assert outcome.code == 0, outcome.err
+    assert found[0].new_tokens <= 3  # each answer ends with its first token
 
 
 def test_settings_reach_upstreams_config(finetune, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama2tut.errors import DataError, ModelError
 from llama2tut.tasks.examples import encode_rows
 from llama2tut.tasks.task import ARITHMETIC, SAMSUM
-from llama2tut.tasks.tokenize import encode_example, encode_prompt, prompt_text_ids
+from llama2tut.tasks.tokenize import encode_example, encode_prompt, ids_as_read, prompt_text_ids
 
 TALK = replace(SAMSUM, prompt="Sum:\n{dialogue}\n--\n")
 CORPUS = ["Sum:\nAnna: are you coming tonight?\nBen: yes, at eight\n--\n", "Anna and Ben meet tonight at eight."] * 20
@@ -287,3 +287,12 @@ def test_targets_that_spell_the_end_are_refused_and_a_few_are_noted():
 def test_cells_that_spell_special_tokens_are_noted():
     found = encode_rows(LLAMA, TALK, [row("a"), row("a <s> b"), row("<s>")], 64, "train")
     assert [("2 rows" in note, "<s>" in note, "row 2" in note) for note in found.notes] == [(True, True, True)]
+
+
+@pytest.mark.parametrize("make", [byte_level_tokenizer, llama_tokenizer])
+def test_a_server_reads_the_tokens_of_the_model_unless_a_cell_spells_special_ones(make):
+    tokenizer = make()
+    plain, odd = ({"dialogue": f"a{text}b", "summary": "c"} for text in ("", tokenizer.eos_token))
+    for row, same in ((plain, True), (odd, False)):
+        asked, _ = encode_prompt(tokenizer, TALK, row, 200)
+        assert (ids_as_read(tokenizer, [TALK.render(row)]) == [asked]) == same
